@@ -197,7 +197,7 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, deadline: float) 
     # a job: (priority, order, attempt, (gold, answer)); powers, factorials, binomials and long numbers are what can hang
     queue = [(len(re.findall(r"[\^!]|binom|[0-9]{6,}", pair[1])), i, 0, pair) for i, pair in enumerate(pairs)]
     heapq.heapify(queue)
-    undecided = len(pairs)
+    undecided, failed_starts = len(pairs), 0
     with _lock:
         end = time.monotonic() + deadline
         try:
@@ -227,8 +227,10 @@ def _verify(pairs: list[tuple[str, str]], workers: int | None, deadline: float) 
                         else:
                             undecided -= 1
                     elif reply != "ready":
-                        raise RuntimeError(f"math-verify did not start ({reply}): pip install math-verify, or see what "
-                                           f"`{sys.executable} {os.path.abspath(__file__)}` prints")
+                        failed_starts += 1  # one may have been killed from outside
+                        if failed_starts == 3:
+                            raise RuntimeError(f"math-verify does not start ({reply}): pip install math-verify, or see what "
+                                               f"`{sys.executable} {os.path.abspath(__file__)}` prints")
         finally:
             for worker in [worker for worker in _workers if worker.job not in (None, _STARTING)]:  # out of time, or interrupted
                 _workers.remove(worker)

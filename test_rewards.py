@@ -87,7 +87,7 @@ WRONG = [
     ("7", "5, 7"), ("7", "7, 5"), ("7", r"5 \text{ or } 7"), ("7", "$5$ or $7$"), ("7", r"7 \text{ and } 8"), ("7", r"\pm 7"), ("7", r"\{5,7\}"),
     ("7", r"x=5 \text{ or } x=7"), ("7", "7;8"), ("7", "5-7"),
     # a number inside something that cannot be read must not count
-    ("7", "@@ 7 @@"), ("7", "@@ $7$ @@"), ("7", r"@@ \(7\) @@"), ("7", r"@@ \begin{align}7\end{align} @@"), ("7", r"\approx 7"), ("7", r"\neq 7"),
+    ("7", "@@ 7 @@"), ("7", r"@@ \frac{14}{2} @@"), ("7", "@@ 7\\% @@"), ("7", "@@ x = 7"), ("7", "@@ $7$ @@"), ("7", r"@@ \(7\) @@"), ("7", r"@@ \begin{align}7\end{align} @@"), ("7", r"\approx 7"), ("7", r"\neq 7"),
     ("7", "final answer is $7$. I hope"), ("7", r"8\boxed7"), ("7", r"8 \} 7"), ("7", r"\}7\{"), ("7", "__import__('os')._exit(7)"),
     ("7", "eval('3+4')"), ("7", r"7\x00"), ("7", "7\0"), ("7", "\\input{/etc/passwd}"), ("correct", "wrong"), ("7", '"], 9]\n["7", "7'),
 ]
@@ -262,11 +262,12 @@ def test_the_deadline_is_kept_and_said():
 
 
 def test_memory_is_limited():
-    assert score(["7"], [box(r"(x+1)^{10^9}+x")])[0].reward == 0.0  # 1.6 GB without a limit
+    assert reward("7", r"(x+1)^{10^9}+x") == 0.0  # wants 1.6 GB
+    assert reward("1/2", "0.5") == 1.0
+    assert children(os.getpid())
     for pid in children(os.getpid()):
-        with open(f"/proc/{pid}/status") as f:
-            peak_kb = next(int(line.split()[1]) for line in f if line.startswith("VmHWM"))
-        assert peak_kb < 1.1e6
+        with open(f"/proc/{pid}/limits") as f:
+            assert next(int(line.split()[3]) for line in f if line.startswith("Max address space")) <= 1 << 30
 
 
 # -------------------------------------------------------------------------------------------------------------- processes, threads
@@ -308,21 +309,21 @@ def test_an_interrupted_batch_leaves_no_reply_for_the_next():
 
     previous = signal.signal(signal.SIGALRM, interrupt)
     try:
-        assert reward("1/2", "0.5") == 1.0
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        assert [r.reward for r in score(*fractions(4))] == [1.0] * 4
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
-            score(["1/2"], [box(SLOW_IN_PYTHON)])
+            score(*fractions(1000))
     finally:
         signal.signal(signal.SIGALRM, previous)
-    assert [r.reward for r in score(["1/2", "1/3"], [box("0.5"), box("0.5")])] == [1.0, 0.0]
+    assert [r.reason for r in score(["1/2", "1/3"], [box("0.5"), box("0.5")])] == ["correct", "wrong"]
 
 
 def test_workers_killed_or_stopped_in_a_batch_cost_no_reward():
     golds, completions = fractions(600)
+    assert [r.reward for r in score(golds[:10], completions[:10], workers=2)] == [1.0] * 10
     results = []
     thread = threading.Thread(target=lambda: results.extend(score(golds, completions, workers=2)))
     thread.start()
-    assert wait_for(lambda: len(children(os.getpid())) >= 2, 5.0)
     time.sleep(0.3)
     assert thread.is_alive()
     killed, stopped = children(os.getpid())[:2]
@@ -334,7 +335,12 @@ def test_workers_killed_or_stopped_in_a_batch_cost_no_reward():
     for pid in workers:
         os.kill(pid, signal.SIGKILL)  # and all of them between batches
     assert wait_for(lambda: all(stat(pid)[0] in "XZ" for pid in workers), 5.0)
-    assert reward("1/2", "0.5") == 1.0
+    thread = threading.Thread(target=lambda: results.append(reward("1/2", "0.5")))
+    thread.start()
+    assert wait_for(lambda: children(os.getpid()), 5.0)
+    os.kill(children(os.getpid())[0], signal.SIGKILL)  # and one that is starting
+    thread.join()
+    assert results[-1] == 1.0
 
 
 def test_workers_that_ignore_sigterm_and_inherit_odd_signals():
@@ -368,12 +374,16 @@ def test_no_orphans_when_the_parent_is_killed(answer):
 
 def test_several_ranks_and_forked_children_at_once():
     golds, completions = fractions(10)
-    assert [r.reward for r in score(golds, completions)] == [1.0] * 10
-    with multiprocessing.get_context("fork").Pool(2) as pool:  # with the parent's workers running
+    assert [r.reward for r in score(golds, completions)] == [1.0] * 10  # workers are up: a fork in the middle of Popen is another story
+    busy = threading.Thread(target=score, args=fractions(300))  # so the fork comes while workers have jobs and the lock is held
+    busy.start()
+    assert wait_for(rewards._lock.locked, 5.0)
+    with multiprocessing.get_context("fork").Pool(2) as pool:
         futures = [pool.apply_async(score, (golds, completions)), pool.apply_async(score, (golds, completions[1:] + completions[:1]))]
         mine = score(golds, completions)
         theirs = [future.get(timeout=30) for future in futures]
     assert [[r.reward for r in rs] for rs in (mine, *theirs)] == [[1.0] * 10, [1.0] * 10, [0.0] * 10]
+    busy.join()
 
 
 def test_integers_start_no_worker_and_import_no_math_verify():

@@ -4,8 +4,8 @@ r"""A task and a model small enough to watch entropy control work on a laptop: n
 
 Prompt `7+2+9=?`; a response is about 20 tokens, like `so 7+2=9;9+9=18,\boxed{18}`: one token per character, one for
 `\boxed{`. The model imitates a *sloppy* teacher, who writes the solution in one of many ways (order of the terms, filler
-words, marks) and gets each partial sum wrong with probability 0.3. So it starts with a pass rate and an entropy (nats per
-token) both near 0.44, knows the sums (its greedy answers are right), and has noise for reinforcement learning to sharpen.
+words, marks) and gets each partial sum wrong with probability 0.3. So it starts with a pass rate near 0.47 and an entropy
+near 0.43 nats per token, knows the sums (greedily it is right more than nine times in ten), and has noise for RL to sharpen.
 """
 
 import argparse

@@ -1,0 +1,327 @@
+"""Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers alone.
+
+Each rank has a sampler of its own with a whole copy of the model, and hands it the trainer's new weights with `sync`. Samplers keep
+no random state: a rollout is a function of the weights, the prompts and the `seed` of its `generate`, so a run can be resumed
+without one. Heavy imports are inside the classes.
+"""
+
+import logging
+import os
+import random
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. Order: temperature, then top-k, then top-p. Raises ValueError for values outside their range."""
+
+    max_new_tokens: int
+    temperature: float = 1.0  # 0: greedy, with the log-probs of temperature 1
+    top_p: float = 1.0  # 1: off
+    top_k: int = 0  # 0: off
+
+    def __post_init__(self):
+        if not (self.max_new_tokens >= 1 and 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and self.top_k >= 0):
+            raise ValueError(f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+
+
+class Completion(NamedTuple):
+    token_ids: list[int]  # EOS included when the model wrote it
+    logps: list[float]  # ln of each token's probability under the sampler, i.e. after temperature, top-k and top-p
+    finished: bool  # False: cut off at max_new_tokens
+
+
+class Sampler:
+    """What the trainer needs of a sampler. To sample with something else, subclass it: call `__init__`, implement `_generate` and
+    `_load`, and return it from `make_sampler`.
+
+        sampler = make_sampler("auto", model_dir, device=device, dtype=torch.bfloat16, max_len=4096, seed=0)
+        groups = sampler.generate(prompts, 8, Sampling(max_new_tokens=2048), seed=step)   # groups[prompt][sample]
+        sampler.sleep()                                       # the GPU's memory is the trainer's until the next sync
+        ...                                                   # change the weights
+        sampler.sync(named_tensors)                           # a failed sync raises, and generate will not run on its leavings
+        sampler.close()
+    """
+
+    def __init__(self, shapes: dict[str, torch.Size], eos: list[int], max_len: int):
+        """`shapes`: of the state dict that `sync` gets; `eos`: the ids that end a response; `max_len`: of prompt and response."""
+        self.shapes, self.eos, self.max_len = shapes, eos, max_len
+        self.ready = True  # False: no weights, or broken ones
+
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        """`n` completions for each prompt (token ids). The same arguments and weights give the same completions, and the caller's
+        random state stays as it is. Raises ValueError for an empty or too long prompt, RuntimeError after `sleep` or a failed `sync`."""
+        if not self.ready:
+            raise RuntimeError("the sampler has no usable weights, as it was put to sleep or its last sync failed: call sync first")
+        lengths = [len(prompt) for prompt in prompts]
+        if min(lengths, default=1) == 0:
+            raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
+        if max(lengths, default=0) + sampling.max_new_tokens > self.max_len:
+            raise ValueError(f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed the sampler's max_len {self.max_len}")
+        return self._generate(prompts, n, sampling, seed) if prompts else []
+
+    def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take over the trainer's weights: every (name, whole tensor) of the state dict, in any float dtype. The iterator may gather
+        one tensor at a time: it is exhausted on every rank. Raises ValueError for an unknown, repeated, missing or misshapen one."""
+        self.ready, missing = False, set(self.shapes)
+
+        def checked():
+            for name, tensor in named_tensors:
+                if name not in missing:
+                    raise ValueError(f"sync: weight {name} came twice" if name in self.shapes else f"sync: unknown weight {name}")
+                if tensor.shape != self.shapes[name]:
+                    raise ValueError(f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(self.shapes[name])}")
+                missing.remove(name)
+                yield name, tensor
+
+        self._load(checked())
+        if missing:
+            raise ValueError(f"sync: {len(missing)} weights are missing, {min(missing)} among them: pass the whole state dict")
+        self.ready = True
+
+    def sleep(self) -> None:
+        """Where the sampler shares a GPU with the trainer: give the memory back, weights included, until the next `sync`."""
+
+    def close(self) -> None:
+        """Free the engine. Call it on every rank, before the process group is destroyed."""
+
+    def _generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
+        raise NotImplementedError
+
+    def _load(self, named_tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
+        raise NotImplementedError
+
+
+class VllmSampler(Sampler):
+    """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building is a
+    collective. Without a process group it makes one of its own, for this process alone."""
+
+    def __init__(self, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float):
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        if device.type == "cpu":
+            os.environ["TORCHDYNAMO_DISABLE"] = "1"  # tiny models: compiling takes longer than it saves
+            logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available"
+        from transformers import AutoConfig, AutoModelForCausalLM
+        from vllm import LLM
+
+        config = AutoConfig.from_pretrained(model_dir)
+        with torch.device("meta"):
+            shapes = {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()}
+        super().__init__(shapes, eos_ids(model_dir), max_len)
+        overwritten = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}  # by LLM()
+        with seeded(seed, device), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own
+            self.llm = LLM(
+                model_dir,
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_len,
+                distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **(gpu_engine_options(gpu_memory) if device.type == "cuda" else CPU_ENGINE_OPTIONS),
+            )
+        for name, value in overwritten.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+        self.device, self.asleep = device, False
+
+    def _generate(self, prompts, n, sampling, seed):
+        from vllm import SamplingParams
+
+        if self.asleep:
+            gpu_wake_kv_cache(self.llm)
+            self.asleep = False
+        params = SamplingParams(
+            n=n, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
+            stop_token_ids=self.eos, detokenize=False, logprobs=0, flat_logprobs=True,
+        )  # fmt: skip
+        self._forget_prompts()  # a cached prefix would change how requests are batched, and so the random numbers they get
+        with seeded(seed, self.device):
+            outputs = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+        return [
+            [Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos) for o in output.outputs]
+            for output in outputs
+        ]
+
+    def _load(self, named_tensors):
+        if self.asleep:
+            gpu_wake_weights(self.llm)
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
+        self._forget_prompts()  # their keys and values are the old weights'
+
+    def _forget_prompts(self):
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: some of it is still in use")
+
+    def sleep(self):
+        if self.device.type == "cuda":
+            gpu_sleep(self.llm)
+            self.asleep, self.ready = True, False
+
+    def close(self):
+        self.llm.llm_engine.engine_core.shutdown()
+
+
+CPU_ENGINE_OPTIONS = dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
+
+
+def gpu_engine_options(gpu_memory: float) -> dict:
+    """Not yet run on a GPU. `gpu_memory`: vLLM's share of the GPU's memory while it generates; that much must be free at the start."""
+    return dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
+
+
+def gpu_sleep(llm) -> None:
+    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would copy the weights, old after the update, to the host."""
+    llm.sleep(level=2)
+
+
+def gpu_wake_weights(llm) -> None:
+    """Not yet run on a GPU. Memory for the weights alone: the gathered tensors of the sync need some too."""
+    torch.cuda.empty_cache()
+    llm.wake_up(tags=["weights"])
+
+
+def gpu_wake_kv_cache(llm) -> None:
+    """Not yet run on a GPU. vLLM resumes once all its memory is back."""
+    torch.cuda.empty_cache()
+    if not llm.wake_up(tags=["kv_cache"]):
+        raise RuntimeError("vLLM did not wake up")
+
+
+class HFSampler(Sampler):
+    """transformers alone: slower, but runs wherever the trainer does. A plain decoding loop over a batch padded on the left."""
+
+    def __init__(self, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, max_rows: int = 256):
+        """`max_rows`: sequences decoded at once; their KV cache is what takes memory."""
+        from transformers import AutoModelForCausalLM
+
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval().requires_grad_(False)
+        super().__init__({name: tensor.shape for name, tensor in self.model.state_dict().items()}, eos_ids(model_dir), max_len)
+        self.device, self.max_rows = device, max_rows
+
+    def _generate(self, prompts, n, sampling, seed):
+        generator = torch.Generator(self.device).manual_seed(seed)
+        rows = [prompt for prompt in prompts for _ in range(n)]
+        chunks = [rows[i : i + self.max_rows] for i in range(0, len(rows), self.max_rows)]
+        done = [completion for chunk in chunks for completion in self._decode(chunk, sampling, generator)]
+        return [done[i : i + n] for i in range(0, len(done), n)]
+
+    @torch.inference_mode()
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+        from transformers import DynamicCache
+
+        n, width, steps = len(prompts), max(map(len, prompts)), sampling.max_new_tokens
+        eos = torch.tensor(self.eos, device=self.device)
+        inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)  # [n, width]
+        mask = torch.tensor([[0] * (width - len(p)) + [1] * (len(p) + steps) for p in prompts], device=self.device)
+        positions = (mask.cumsum(1) - 1).clamp(min=0)  # [n, width + steps], as mask
+        tokens, logps = inputs.new_zeros(n, steps), torch.zeros(n, steps, device=self.device)
+        rows = torch.arange(n, device=self.device)  # those in the batch
+        going = torch.ones(n, dtype=torch.bool, device=self.device)  # those of them without an EOS
+        cache, start = DynamicCache(config=self.model.config), 0
+        for t in range(steps):
+            end = width + t
+            logits = self.model(
+                inputs, attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache, logits_to_keep=1
+            ).logits[:, -1]
+            logp = sampling_logp(logits, sampling)
+            if sampling.temperature:
+                inputs = torch.multinomial(logp.exp(), 1, generator=generator)  # [rows, 1]
+            else:
+                inputs = logp.argmax(1, keepdim=True)
+            tokens[rows, t], logps[rows, t] = inputs[:, 0], logp.gather(1, inputs)[:, 0]
+            going &= ~torch.isin(inputs[:, 0], eos)
+            if not going.any():
+                break
+            if going.sum() <= 0.75 * len(rows):  # drop finished rows, but not a few at a time: it copies the cache
+                cache.batch_select_indices(going)
+                rows, inputs, going = rows[going], inputs[going], going[going]
+            start = end
+        ended = torch.isin(tokens, eos)  # tokens after a row's first EOS mean nothing
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, steps).tolist()
+        rows = zip(tokens.tolist(), logps.tolist(), lengths, ended.any(1).tolist())
+        return [Completion(ids[:length], logp[:length], finished) for ids, logp, length, finished in rows]
+
+    @torch.no_grad()
+    def _load(self, named_tensors):
+        weights = self.model.state_dict()
+        for name, tensor in named_tensors:
+            weights[name].copy_(tensor)
+
+
+def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p cut off."""
+    logits = logits.float() / (sampling.temperature or 1.0)
+    if sampling.top_k:
+        kth = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if sampling.top_p < 1:
+        probs, order = logits.softmax(1).sort(1, descending=True)
+        beyond = probs.cumsum(1) - probs >= sampling.top_p  # the likelier ones are enough
+        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
+    return logits.log_softmax(1)
+
+
+def eos_ids(model_dir: str) -> list[int]:
+    """The token ids that end a response: the generation config's, else the tokenizer's. Raises ValueError where there is none."""
+    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(model_dir).eos_token_id
+    except OSError:  # no generation_config.json
+        eos = getattr(AutoConfig.from_pretrained(model_dir), "eos_token_id", None)
+    if eos is None:
+        eos = AutoTokenizer.from_pretrained(model_dir).eos_token_id
+    if eos is None:
+        raise ValueError(f"{model_dir} names no end-of-sequence token: set eos_token_id in its generation_config.json")
+    return eos if isinstance(eos, list) else [eos]
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device):
+    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, and give the caller's states back afterwards."""
+    python, numpy = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
+        random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python), np.random.set_state(numpy)
+
+
+def make_sampler(
+    kind: str, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float = 0.6
+) -> Sampler:
+    """A sampler for the causal language model in `model_dir` (or of that hub id), whose weights it starts with.
+
+    kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
+    max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone.
+    gpu_memory: vLLM's share of each GPU's memory; it must be free now, and again (bar the weights') at every `generate`.
+    """
+    if kind not in ("auto", "vllm", "transformers"):
+        raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
+    why = "asked for"
+    if kind == "auto":
+        try:
+            import vllm
+
+            kind, why = "vllm", f"version {vllm.__version__} is installed"
+        except ImportError as error:
+            kind, why = "transformers", f"vLLM cannot be imported: {error}"
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        print(f"sampler: {kind} ({why})", flush=True)
+    if kind == "vllm":
+        return VllmSampler(model_dir, device=device, dtype=dtype, max_len=max_len, seed=seed, gpu_memory=gpu_memory)
+    return HFSampler(model_dir, device=device, dtype=dtype, max_len=max_len)
