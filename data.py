@@ -13,6 +13,7 @@ Prompts follow Qwen2.5-Math: `BOXED` is the system message, the bare problem is 
 import os
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -53,19 +54,15 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     """
     if source == "tiny":
         return tiny.problems(569 if split == "train" else 160, seed=0, split=split)
-    golds, bad, row = {}, [], 0  # {problem: {answer as written: gold}}
-    for row, (problem, answer) in enumerate(_rows(source, split), 1):
-        known = golds.setdefault(problem, {})
-        if answer not in known:
-            try:
-                known[answer] = _check(problem, answer)
-            except ValueError as error:
-                bad.append(f"row {row}: {error}")
+    rows, bad = _read(source, split)
     if bad:
         raise ValueError(f"{source}: {len(bad)} rows can't be used; " + "; ".join(bad[:3]))
-    problems = [{"problem": p, "answer": min(known.values())} for p, known in golds.items() if len(set(known.values())) == 1]
-    if len(problems) < row:
-        print0(f"{source}: {len(problems)} problems from {row} rows: {row - len(golds)} repeats, "
+    golds = {}  # {problem: its golds}
+    for problem, gold in rows:
+        golds.setdefault(problem, set()).add(gold)
+    problems = [{"problem": problem, "answer": min(known)} for problem, known in golds.items() if len(known) == 1]
+    if len(problems) < len(rows):
+        print0(f"{source}: {len(problems)} problems from {len(rows)} rows: {len(rows) - len(golds)} repeats, "
                f"and {len(golds) - len(problems)} problems left out because their rows disagree on the answer")  # fmt: skip
     if not problems:
         raise ValueError(f"{source}: no problem is left; give each problem one answer")
@@ -85,23 +82,34 @@ def load_benchmark(spec: str) -> list[dict]:
     if not path and name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {spec!r}: give {', '.join(BENCHMARKS)}, tiny, or NAME=PATH for a file of your own")
     source, config, split = (path, None, "train") if path else BENCHMARKS[name]
-    problems, bad = [], []
-    for row, (problem, answer) in enumerate(_rows(f"{source}:{config}" if config else source, split), 1):
-        try:
-            problems.append({"problem": problem, "answer": _check(problem, answer)})
-        except ValueError as error:
-            bad.append(f"row {row}: {error}")
-    if not problems:
-        raise ValueError(f"{name}: none of {len(bad)} questions can be used; {bad[0]}")
+    rows, bad = _read(f"{source}:{config}" if config else source, split)
+    if not rows:
+        raise ValueError(f"{name}: no question can be used; {bad[0]}")
     if bad:
-        print0(f"{name}: {len(bad)} of {len(bad) + len(problems)} questions left out; {bad[0]}")
-    return problems
+        print0(f"{name}: {len(bad)} of {len(bad) + len(rows)} questions left out; {bad[0]}")
+    return [{"problem": problem, "answer": gold} for problem, gold in rows]
 
 
 def print0(text: str) -> None:
     """Print once, not once on every rank."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
+
+
+def _read(source: str, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """(problem, gold) of every usable row, and what is wrong with the others."""
+    golds, rows, bad = {}, [], []
+    for row, pair in enumerate(_rows(source, split), 1):
+        if pair not in golds:
+            try:
+                golds[pair] = rewards.check_gold(pair[1])
+                if not pair[0]:
+                    raise ValueError("the problem is empty")
+            except ValueError as error:
+                bad.append(f"row {row}: {error}")
+                continue
+        rows.append((pair[0], golds[pair]))
+    return rows, bad
 
 
 def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
@@ -134,10 +142,7 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
 def _problem_text(problem: str | list[dict] | None) -> str:
     if isinstance(problem, list):
         problem = next((message["content"] for message in reversed(problem) if message["role"] == "user"), None)
-    text = str(problem or "").strip()
-    while (bare := _WRAPPER.sub("", text).strip()) != text:  # some rows are wrapped twice
-        text = bare
-    return text
+    return _unwrap(str(problem or "").strip())
 
 
 def _answer_text(answer: object, column: str) -> str | None:
@@ -145,19 +150,23 @@ def _answer_text(answer: object, column: str) -> str | None:
         answer = answer.get("ground_truth")
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
-    if answer is None:
-        return None
-    text = str(answer).rpartition("####")[2].strip()
+    return None if answer is None else _final_answer(str(answer), column)
+
+
+@lru_cache(1 << 16)  # DAPO repeats each row 100 times
+def _unwrap(problem: str) -> str:
+    while (bare := _WRAPPER.sub("", problem).strip()) != problem:  # some rows are wrapped twice
+        problem = bare
+    return problem
+
+
+@lru_cache(1 << 16)
+def _final_answer(text: str, column: str) -> str | None:
+    text = text.rpartition("####")[2].strip()
     box = rewards.score([""], [text])[0].answer  # as the scorer finds it; without a gold it judges nothing
     if column == "solution" and box is None and not re.fullmatch(r"[+-]?[0-9][0-9,.]*", text):
         return None
     return text if box is None else box
-
-
-def _check(problem: str, answer: str | None) -> str:
-    if not problem:
-        raise ValueError("the problem is empty")
-    return rewards.check_gold(answer)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ prompts

@@ -192,9 +192,9 @@ def region_metrics(logp, entropy, baseline, advantages) -> tuple[torch.Tensor, d
     n = len(logp)
     names = ("E1", "E2", "E3", "E4")
     return rule, {
-        "regions_rule": dict(zip(names, (rule.sum(1) / n).tolist())),
-        "regions_exact": dict(zip(names, (exact.sum(1) / n).tolist())),
-        "predicted_entropy_change": dict(zip(names, ((rule * change).sum(1) / n).tolist())),
+        "regions_rule": dict(zip(names, (rule.sum(1).double() / n).tolist())),
+        "regions_exact": dict(zip(names, (exact.sum(1).double() / n).tolist())),
+        "predicted_entropy_change": dict(zip(names, ((rule * change.double()).sum(1) / n).tolist())),
     }
 
 
@@ -358,8 +358,9 @@ def main(argv: list[str] | None = None) -> None:
         # 1, 2  prompts -> responses -> rewards, each rank its share of the prompts, then everything to every rank
         with clock("rollout"):
             batch = [problems[i] for i in data.batch_indices(len(problems), cfg.prompts_per_step, step, cfg.seed)]
-            mine = [p for p in my_share(batch, rank, world_size)]
+            mine = my_share(batch, rank, world_size)
             groups = sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed_of(cfg.seed, step, rank))
+            sampler.sleep()  # on a GPU its memory is the trainer's until the sync
         with clock("reward"):
             completions = [c for group in groups for c in group]
             texts = tokenizer.batch_decode([c.token_ids for c in completions], skip_special_tokens=True)
