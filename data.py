@@ -42,8 +42,6 @@ _WRAPPER = re.compile("|".join(part.replace(" ", r"\s+") for part in (
     r"""Remember to put your answer on its own line after "Answer:"\.$""")))  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------------------------------ loading
-
 def load_problems(source: str, split: str = "train") -> list[dict]:
     """The problems of a training set, each once: [{"problem", "answer"}], in the order of their first rows.
 
@@ -81,8 +79,8 @@ def load_benchmark(spec: str) -> list[dict]:
         return load_problems("tiny", split="eval")
     if not path and name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {spec!r}: give {', '.join(BENCHMARKS)}, tiny, or NAME=PATH for a file of your own")
-    source, config, split = (path, None, "train") if path else BENCHMARKS[name]
-    rows, bad = _read(f"{source}:{config}" if config else source, split)
+    hub_id, config, split = BENCHMARKS.get(name, (None, None, "train"))
+    rows, bad = _read(path or hub_id, split, config)
     if not rows:
         raise ValueError(f"{name}: no question can be used; {bad[0]}")
     if bad:
@@ -91,15 +89,15 @@ def load_benchmark(spec: str) -> list[dict]:
 
 
 def print0(text: str) -> None:
-    """Print once, not once on every rank."""
+    """Print on rank 0 only."""
     if os.environ.get("RANK", "0") == "0":
         print(text, flush=True)
 
 
-def _read(source: str, split: str) -> tuple[list[tuple[str, str]], list[str]]:
+def _read(source: str, split: str, config: str | None = None) -> tuple[list[tuple[str, str]], list[str]]:
     """(problem, gold) of every usable row, and what is wrong with the others."""
     golds, rows, bad = {}, [], []
-    for row, pair in enumerate(_rows(source, split), 1):
+    for row, pair in enumerate(_rows(source, split, config), 1):
         if pair not in golds:
             try:
                 golds[pair] = rewards.check_gold(pair[1])
@@ -112,18 +110,16 @@ def _read(source: str, split: str) -> tuple[list[tuple[str, str]], list[str]]:
     return rows, bad
 
 
-def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
+def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, str | None]]:
     """(problem, answer) of every row, as written but for the wrapper; the answer is None where a row has none."""
     import datasets  # takes seconds to import, and the built-in task does not need it
 
-    path, (name, _, config) = Path(source), source.partition(":")
+    path, (name, _, given) = Path(source), source.partition(":")
     try:
         if path.suffix in FORMATS:
-            if not path.is_file():
-                raise ValueError("there is no such file")
-            table = datasets.load_dataset(FORMATS[path.suffix], data_files=str(path), split="train")
+            table = datasets.load_dataset(FORMATS[path.suffix], data_files=source, split="train")
         else:
-            table = datasets.load_dataset(name, config or DEFAULT_CONFIGS.get(name), split=split)
+            table = datasets.load_dataset(name, config or given or DEFAULT_CONFIGS.get(name), split=split)
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         reason = " ".join(str(error.__cause__ or error).split())[:200]
         raise ValueError(f"data {source!r} can't be loaded ({reason}); give a hub id that can be reached, or a local file "
@@ -169,8 +165,6 @@ def _final_answer(text: str, column: str) -> str | None:
     return text if box is None else box
 
 
-# ------------------------------------------------------------------------------------------------------------------------ prompts
-
 def encode_prompt(tokenizer, problem: str) -> list[int]:
     """Token ids of the prompt, through the model's chat template up to where its answer starts. A template that refuses a system
     message gets `BOXED` at the end of the user's; a model without a template gets plain text."""
@@ -190,9 +184,7 @@ def encode_problems(problems: list[dict], tokenizer, max_prompt_tokens: int) -> 
     encoded = [problem | {"prompt_ids": encode_prompt(tokenizer, problem["problem"])} for problem in problems]
     kept = [problem for problem in encoded if len(problem["prompt_ids"]) <= max_prompt_tokens]
     if not kept:
-        shortest = min((len(problem["prompt_ids"]) for problem in encoded), default=0)
-        raise ValueError(f"none of {len(problems)} prompts has at most {max_prompt_tokens} tokens, the shortest has {shortest}: "
-                         "raise --max-prompt-tokens")  # fmt: skip
+        raise ValueError(f"none of {len(problems)} prompts has at most {max_prompt_tokens} tokens: raise --max-prompt-tokens")
     return kept, len(encoded) - len(kept)
 
 

@@ -91,7 +91,7 @@ class Sampler:
         """Where the sampler shares a GPU with the trainer: give the memory back, weights included, until the next `sync`."""
 
     def close(self) -> None:
-        """Free the engine. Call it on every rank, before the process group is destroyed."""
+        """The last call, on every rank and after a barrier: vLLM takes the process group down with its engine."""
 
     def _generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         raise NotImplementedError

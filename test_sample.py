@@ -4,6 +4,7 @@
 """
 
 import collections
+import contextlib
 import importlib.util
 import json
 import math
@@ -356,10 +357,31 @@ def alone(directory: Path) -> None:
     assert [c.token_ids for (c,) in greedy] == [c.token_ids for (c,) in expected]
     check_bad_syncs(sampler)
     trainer = make_model(seed=1)
-    for sync in range(2):
-        sampler.sync(trainer.state_dict().items())
-        print("RECOVER", largest_difference(trainer, prompts, sampler.generate(prompts, 3, Sampling(16), seed=2), Sampling(16)))
+    sampler.sync(trainer.state_dict().items())
+    assert largest_difference(trainer, prompts, sampler.generate(prompts, 3, Sampling(16), seed=2), Sampling(16)) < 1e-4
+    check_order_on_a_gpu(sampler)
     sampler.close()
+
+
+def check_order_on_a_gpu(sampler):
+    """Sleep needs a GPU. What is asked of vLLM around it, and when, can be seen without one."""
+    calls, generate = [], sampler.llm.generate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sampler, "device", torch.device("cuda"))
+        patch.setattr("sample.seeded", lambda seed, device: contextlib.nullcontext())
+        patch.setattr(sampler.llm, "sleep", lambda level: calls.append(f"sleep {level}"))
+        patch.setattr(sampler.llm, "wake_up", lambda tags: calls.append(f"wake {tags}") or True)
+        patch.setattr(sampler.llm, "generate", lambda *args, **kwargs: calls.append("generate") or generate(*args, **kwargs))
+        for _ in range(2):
+            sampler.sleep()
+            with pytest.raises(RuntimeError, match="call sync first"):
+                sampler.generate(PROMPTS, 1, Sampling(1), seed=0)
+            gathered = ((name, calls.append("sync") or tensor) for name, tensor in make_model(seed=1).state_dict().items())
+            sampler.sync(gathered)
+            sampler.generate(PROMPTS, 1, Sampling(1), seed=0)
+            sampler.generate(PROMPTS, 1, Sampling(1), seed=0)
+    order = [call for call, previous in zip(calls, [None, *calls]) if call != "sync" or previous != "sync"]
+    assert order == ["sleep 2", "wake ['weights']", "sync", "wake ['kv_cache']", "generate", "generate"] * 2
 
 
 if __name__ == "__main__":
