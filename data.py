@@ -3,11 +3,8 @@ r"""Data sets, benchmarks and prompts: every source becomes a list of {"problem"
 A row's problem is its `problem`, `question` or `prompt` (text, or chat messages: the last user message), without the wrapper that
 DAPO put around it. Its answer is its `answer`, `final_answer`, `reward_model` (its "ground_truth") or `solution`, the first of these
 that there is. Of a longer text it is what follows "####" (GSM8K), or else the last box; a `solution` without a box has to be a number.
-
-Several answers (94 questions of OlympiadBench) are one gold with commas, which math-verify compares as a set: all of them are needed,
-in any order.
-
-Prompts follow Qwen2.5-Math: `BOXED` is the system message, the bare problem is the user's.
+Several answers (94 questions of OlympiadBench) are one gold with commas, which math-verify compares as a set: all are needed.
+Prompts follow Qwen2.5-Math: `BOXED` is the system message, the bare problem the user's.
 """
 
 import os
@@ -36,15 +33,14 @@ BENCHMARKS = {  # hub id, config, split; the paper does not say which AMC it use
     "gsm8k": ("openai/gsm8k", "main", "test"),  # 1319
     "olympiad": ("math-ai/olympiadbench", None, "test"),  # 675
 }
-_WRAPPER = re.compile("|".join(part.replace(" ", r"\s+") for part in (
-    r"^Solve the following math problem step by step\. The last line of your response should be of the form "
-    r"Answer: \$Answer \(without quotes\) where \$Answer is the answer to the problem\.",
-    r"""Remember to put your answer on its own line after "Answer:"\.$""")))  # fmt: skip
+_WRAPPER = re.compile((
+    r"^Solve the following math problem step by step\. The last line of your response should be of the form Answer: \$Answer "
+    r'\(without quotes\) where \$Answer is the answer to the problem\.|Remember to put your answer on its own line after "Answer:"\.$'
+).replace(" ", r"\s+"))  # fmt: skip
 
 
 def load_problems(source: str, split: str = "train") -> list[dict]:
     """The problems of a training set, each once: [{"problem", "answer"}], in the order of their first rows.
-
     `source`: a hub id ("BytedTsinghua-SIA/DAPO-Math-17k"), with a config where it needs one ("open-r1/DAPO-Math-17k-Processed:en"); a
     local JSONL, JSON, Parquet or CSV file with the same columns or with `problem` and `answer`; a directory that holds a copy of a
     hub data set; or "tiny". Problems whose rows disagree on the answer are left out, and a printed line says how many.
@@ -69,14 +65,13 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
 
 def load_benchmark(spec: str) -> list[dict]:
     """The questions of a benchmark, in order: [{"problem", "answer"}].
-
     `spec`: a name in BENCHMARKS, "tiny" (held-out problems of the built-in task), or NAME=PATH for a local file or directory, as in
     `load_problems`, under any name. Questions whose gold rewards.py can't use are left out, and a printed line says how many: scored
     as wrong they would lower every model alike. Raises ValueError if nothing is left, and for a name or file that can't be read.
     """
-    name, _, path = spec.partition("=")
     if spec == "tiny":
         return load_problems("tiny", split="eval")
+    name, _, path = spec.partition("=")
     if not path and name not in BENCHMARKS:
         raise ValueError(f"there is no benchmark {spec!r}: give {', '.join(BENCHMARKS)}, tiny, or NAME=PATH for a file of your own")
     hub_id, config, split = BENCHMARKS.get(name, (None, None, "train"))
@@ -114,18 +109,16 @@ def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, st
     """(problem, answer) of every row, as written but for the wrapper; the answer is None where a row has none."""
     import datasets  # takes seconds to import, and the built-in task does not need it
 
-    path, (name, _, given) = Path(source), source.partition(":")
     try:
-        if path.suffix in FORMATS:
-            table = datasets.load_dataset(FORMATS[path.suffix], data_files=source, split="train")
+        if file_format := FORMATS.get(Path(source).suffix):
+            table = datasets.load_dataset(file_format, data_files=source, split="train")
         else:
+            name, _, given = source.partition(":")
             table = datasets.load_dataset(name, config or given or DEFAULT_CONFIGS.get(name), split=split)
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+    except (OSError, ValueError, datasets.exceptions.DatasetsError, StopIteration) as error:  # the last for an empty JSON file
+        reason = " ".join(str(error.__cause__ or error).split())[:200] or "it has no rows"
         raise ValueError(f"data {source!r} can't be loaded ({reason}); give a hub id that can be reached, or a local file "
                          f"({', '.join(FORMATS)})") from error  # fmt: skip
-    if not len(table):
-        raise ValueError(f"data {source!r} has no rows")
     columns = [next((name for name in names if name in table.column_names), None) for names in (PROBLEM_COLUMNS, ANSWER_COLUMNS)]
     if None in columns:
         raise ValueError(f"data {source!r} has the columns {', '.join(table.column_names)}: it needs one of "
@@ -195,7 +188,7 @@ def batch_indices(n_problems: int, batch_size: int, step: int, seed: int) -> lis
     if batch_size > n_problems:
         raise ValueError(f"a batch of {batch_size} needs at least that many problems, there are {n_problems}")
     start = step * batch_size
-    order = np.empty(0, dtype=np.int64)
+    order = np.empty(0, dtype=int)
     for epoch in range((start + batch_size - 1) // n_problems + 1):
         before, order = order, np.random.default_rng([seed % 2**32, epoch]).permutation(n_problems)
         if shared := epoch * n_problems % batch_size:  # so many problems of the epoch before are in this one's first batch

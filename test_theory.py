@@ -1,0 +1,307 @@
+"""The mathematics of arXiv 2602.09782, checked numerically on softmax policies in float64: pytest test_theory.py -s
+
+One state with logits z, p = softmax(z), sampled token a, ratio r = p_a / π_old(a), advantage Â, L = r Â and
+
+    H = −Σ_x p_x ln p_x       f(a) = p_a (ln p_a + H)       B = Σ_x p_x² (ln p_x + H) = E_{x~p}[f(x)]
+"""
+
+import math
+
+import pytest
+import torch
+
+from clipping import (
+    DYNAMIC_LOWER,
+    DYNAMIC_UPPER,
+    clipped_surrogate,
+    entropy_change,
+    lower_bound,
+    region_masks,
+    threshold,
+    token_stats,
+    token_term,
+    upper_bound,
+)
+
+E1, E2, E3, E4 = range(4)
+
+
+def policies() -> dict[str, torch.Tensor]:
+    """Logits [V]: hand-made extremes, and random ones from two tokens to a real vocabulary."""
+    generator = torch.Generator().manual_seed(0)
+    cases = {
+        "uniform": torch.zeros(10),
+        "near-deterministic": torch.tensor([30.0, 0.0, -1.0, 2.0]),
+        "two tokens": torch.tensor([0.3, -0.4]),
+        "one dominant, long tail": torch.cat([torch.tensor([8.0]), torch.zeros(2000)]),
+    }
+    for vocabulary in (2, 3, 5, 20, 100, 50_000):
+        for scale in (0.3, 2.0, 6.0):
+            cases[f"random, V = {vocabulary}, scale {scale}"] = torch.randn(vocabulary, generator=generator) * scale
+    return {name: logits.double() for name, logits in cases.items()}
+
+
+POLICIES = policies()
+
+
+def some_tokens(z: torch.Tensor) -> list[int]:
+    """The likeliest, the rarest and two others."""
+    order = z.argsort().tolist()
+    return sorted({order[0], order[-1], order[len(order) // 3], order[len(order) // 2]})
+
+
+def entropy(z: torch.Tensor) -> torch.Tensor:
+    return -(z.softmax(-1) * z.log_softmax(-1)).sum(-1)
+
+
+def stats_of_all(z: torch.Tensor):
+    """(logp, H, B) with every token of the vocabulary as the sampled one: three [V]."""
+    _, h, baseline = token_stats(z[None], torch.tensor([0]))
+    return z.log_softmax(-1), h.expand(len(z)), baseline.expand(len(z))
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture(params=POLICIES, ids=list(POLICIES))
+def z(request):
+    return POLICIES[request.param]
+
+
+# -------------------------------------------------------------------------------------------- 1  gradients and their inner product
+
+@pytest.mark.parametrize("advantage, old_shift", [(1.3, 0.0), (-0.7, 0.0), (1.3, 0.4), (-0.7, -0.9)])
+def test_gradients_and_inner_product_have_their_closed_forms(z, advantage, old_shift):
+    """∂H/∂z_x = −p_x (ln p_x + H);  ∂L/∂z_x = Â r (1[x=a] − p_x);  ⟨∇L, ∇H⟩ = −Â r [f(a) − B], r ≠ 1 included."""
+    z = z.clone().requires_grad_()
+    p, logp, h = z.softmax(-1).detach(), z.log_softmax(-1).detach(), entropy(z)
+    (grad_h,) = torch.autograd.grad(h, z)
+    torch.testing.assert_close(grad_h, -p * (logp + h.detach()), atol=1e-10, rtol=0)
+    for a in some_tokens(z.detach()):
+        old_logp = logp[a] - old_shift
+        (grad_l,) = torch.autograd.grad(torch.exp(z.log_softmax(-1)[a] - old_logp) * advantage, z)
+        r = math.exp(old_shift)
+        one_hot = torch.zeros_like(p)
+        one_hot[a] = 1
+        torch.testing.assert_close(grad_l, advantage * r * (one_hot - p), atol=1e-10, rtol=0)
+        stats = token_stats(z.detach()[None], torch.tensor([a]))
+        closed = r * entropy_change(*stats, torch.tensor([advantage]))
+        torch.testing.assert_close(grad_l @ grad_h, closed[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("a", [0, 2])
+def test_a_step_changes_entropy_by_the_inner_product_to_first_order(a):
+    """H(z + η∇L) − H(z) = η⟨∇L, ∇H⟩ + O(η²): halving η divides what is left by 4."""
+    z, advantage = torch.tensor([1.0, 0.2, -0.5, -2.0]), torch.tensor([1.0])
+    grad = advantage * (torch.nn.functional.one_hot(torch.tensor(a), 4) - z.softmax(-1))
+    slope = entropy_change(*token_stats(z[None], torch.tensor([a])), advantage)[0]
+    assert slope.abs() > 0.01
+    rest = [(entropy(z + eta * grad) - entropy(z) - eta * slope).abs() for eta in (0.04, 0.02, 0.01, 0.005)]
+    orders = [math.log2(big / small) for big, small in zip(rest, rest[1:])]
+    assert all(abs(order - 2) < 0.1 for order in orders), orders
+
+
+# ---------------------------------------------------------------------------------------------------- 2  regions, rule and boundary
+
+def test_the_rule_gives_the_sign_of_the_token_specific_term_always(z):
+    """E1, E4: −Â f(a) < 0;  E2, E3: −Â f(a) > 0 (paper section 3: the sign is decided by surprisal −ln p_a against H)."""
+    logp, h, _ = stats_of_all(z)
+    for advantage in (1.0, -1.0):
+        masks = region_masks(logp, h, torch.full_like(logp, advantage))
+        own_term = -advantage * token_term(logp, h)
+        assert (own_term[masks[E1] | masks[E4]] <= 0).all() and (own_term[masks[E2] | masks[E3]] >= 0).all()
+        tiny = logp < -300  # p_a underflows next to ln p_a: f(a) = 0 is then all that float64 can say
+        assert (own_term[masks.any(0) & ~tiny] != 0).all()
+
+
+def test_the_exact_boundary_gives_the_sign_of_the_inner_product_always(z):
+    """Â > 0: ⟨∇L, ∇H⟩ < 0 ⇔ f(a) > B, and the other way round for Â < 0."""
+    logp, h, baseline = stats_of_all(z)
+    for advantage in (1.0, -1.0):
+        advantages = torch.full_like(logp, advantage)
+        masks = region_masks(logp, h, advantages, baseline)
+        change = entropy_change(logp, h, baseline, advantages)
+        assert (change[masks[E1] | masks[E4]] < 0).all() and (change[masks[E2] | masks[E3]] > 0).all()
+
+
+def test_rule_and_exact_sign_disagree_only_in_e1_and_e3(z):
+    """B = Cov_{x~p}(p_x, ln p_x) ≥ 0, so f(a) < 0 implies f(a) < B: in E2 and E4 the rule is exact."""
+    logp, h, baseline = stats_of_all(z)
+    p = logp.exp()
+    covariance = (p * p * logp).sum() - (p * p).sum() * (p * logp).sum()
+    torch.testing.assert_close(baseline[0], covariance, atol=1e-12, rtol=0)
+    assert covariance >= -1e-15
+    if z.std() > 0:  # on the uniform policy every token is a tie, up to rounding
+        for advantage in (1.0, -1.0):
+            rule = region_masks(logp, h, torch.full_like(logp, advantage))
+            exact = region_masks(logp, h, torch.full_like(logp, advantage), baseline)
+            surprising = rule[E2] | rule[E4]
+            assert (exact[E2] | exact[E4])[surprising].all()
+
+
+def test_how_often_rule_and_exact_sign_disagree():
+    """On softmaxes of random logits the rule is often wrong about expected tokens; the share is printed (-s), not tuned."""
+    generator = torch.Generator().manual_seed(0)
+    for scale in (0.5, 1.0, 2.0, 4.0):
+        z = torch.randn(4000, 20, generator=generator) * scale
+        a = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0]
+        logp, h, baseline = token_stats(z, a)
+        expected_by_rule, expected_exactly = logp + h > 0, token_term(logp, h) > baseline
+        wrong = expected_by_rule & ~expected_exactly
+        print(f"logits N(0, {scale}²), V = 20: rule wrong on {wrong.double().mean():.1%} of sampled tokens, "
+              f"{wrong.sum() / expected_by_rule.sum():.1%} of those it calls expected")  # fmt: skip
+        assert wrong.any() and not (expected_exactly & ~expected_by_rule).any()
+
+
+@pytest.mark.parametrize("advantage, region", [(1.0, E1), (-1.0, E3)])
+def test_a_counterexample_by_hand(advantage, region):
+    """p = (0.6, 0.3, 0.1): H = 0.898, token 1 has surprisal 1.204 > H, token 0 has 0.511 < H. And p = (0.5, 0.4, 0.1) with a = 1:
+    surprisal 0.916 < H = 0.943, so the rule says expected (E1 with Â > 0: entropy falls; E3 with Â < 0: it rises). But
+    f(a) = 0.4 (−0.916 + 0.943) = 0.0108 < B = 0.25 (−0.693 + 0.943) + 0.16 (−0.916 + 0.943) + 0.01 (−2.303 + 0.943) = 0.0533,
+    so entropy really moves the other way."""
+    z = torch.tensor([0.5, 0.4, 0.1]).log()
+    logp, h, baseline = token_stats(z[None], torch.tensor([1]))
+    assert (h.item(), baseline.item()) == pytest.approx((0.9433, 0.0532), abs=1e-4)
+    assert token_term(logp, h).item() == pytest.approx(0.0108, abs=1e-4)
+    advantages = torch.tensor([advantage])
+    assert region_masks(logp, h, advantages)[region].all()
+    assert not region_masks(logp, h, advantages, baseline)[region].any()
+    step = 1e-3 * advantage * (torch.tensor([0.0, 1.0, 0.0]) - z.softmax(-1))
+    moved = entropy(z + step) - entropy(z)
+    assert moved * -advantage < 0  # the rule predicts the sign of −Â
+
+
+# --------------------------------------------------------------------------------------------------------------- 3  two identities
+
+def test_a_constant_advantage_moves_entropy_nowhere_on_average(z):
+    """E_{a~p}[⟨∇L, ∇H⟩] = 0 for a constant Â, on-policy (r = 1), since B = E_{x~p}[f(x)]."""
+    logp, h, baseline = stats_of_all(z)
+    mean = (logp.exp() * entropy_change(logp, h, baseline, torch.full_like(logp, 1.7))).sum()
+    assert mean.abs() < 1e-12
+
+
+def test_the_expected_change_is_minus_the_covariance_of_advantage_and_f(z):
+    """Σ_a p_a · (inner product) = −Cov_{a~p}(A(a), f(a)) for any advantage A(a)."""
+    logp, h, baseline = stats_of_all(z)
+    p, f = logp.exp(), token_term(logp, h)
+    advantages = torch.randn(len(z), generator=torch.Generator().manual_seed(1))
+    covariance = (p * advantages * f).sum() - (p * advantages).sum() * (p * f).sum()
+    torch.testing.assert_close((p * entropy_change(logp, h, baseline, advantages)).sum(), -covariance, atol=1e-12, rtol=0)
+
+
+# -------------------------------------------------------------------------------------------------------------------- 4  clipping
+
+def batch(seed: int = 0, n: int = 2000):
+    generator = torch.Generator().manual_seed(seed)
+    old_logp = -torch.rand(n, generator=generator) * 4
+    logp = (old_logp + torch.randn(n, generator=generator) * 0.5).clamp(max=-1e-6)
+    advantages = torch.randn(n, generator=generator)
+    return old_logp, logp, advantages
+
+
+def test_a_clipped_token_has_no_gradient_and_an_unclipped_one_all_of_it():
+    """J = E[min(r Â, clip(r, 1 − ε_low(p), 1 + ε_high(p)) Â)]: the gradient is 0 above the upper bound with Â > 0 and below the lower
+    one with Â < 0, and that of r Â everywhere else. The bound itself carries none."""
+    old_logp, logp, advantages = batch()
+    logp.requires_grad_()
+    loss, sums = clipped_surrogate(old_logp, logp, advantages, torch.ones(len(logp), dtype=torch.bool), DYNAMIC_UPPER, DYNAMIC_LOWER)
+    (gradient,) = torch.autograd.grad(loss.sum(), logp)
+    ratio, p = (logp - old_logp).exp().detach(), logp.exp().detach()
+    high = (advantages > 0) & (ratio > 1 + 0.5 - 0.25 * p)
+    low = (advantages < 0) & (ratio < 1 - (0.3 - 0.13 * p))
+    assert high.sum() == sums["clip_high"] > 100 and low.sum() == sums["clip_low"] > 100
+    assert (gradient[high | low] == 0).all()
+    torch.testing.assert_close(gradient[~(high | low)], -(ratio * advantages)[~(high | low)], atol=0, rtol=1e-15)
+
+
+def test_a_bound_that_is_not_detached_would_push_clipped_tokens():
+    """The same loss without `detach` gives a clipped token with Â > 0 the gradient α p Â ≠ 0: that the test above can fail."""
+    old_logp, logp, advantages = batch()
+    logp.requires_grad_()
+    ratio, p = (logp - old_logp).exp(), logp.exp()  # p not detached
+    low, high = 1 - threshold(p, DYNAMIC_LOWER), 1 + threshold(p, DYNAMIC_UPPER)
+    surrogate = torch.minimum(ratio * advantages, torch.maximum(torch.minimum(ratio, high), low) * advantages)
+    (gradient,) = torch.autograd.grad(surrogate.sum(), logp)
+    clipped = ((advantages > 0) & (ratio > high)).detach()
+    torch.testing.assert_close(gradient[clipped], (-0.25 * p * advantages)[clipped].detach(), atol=1e-12, rtol=0)
+    assert (gradient[clipped] < 0).all()
+
+
+@pytest.mark.parametrize("line", [DYNAMIC_UPPER, (0.0, 0.2), (0.3, 0.1)])
+def test_the_upper_bound_in_p_old(line):
+    """r ≤ 1 + (α p_θ + β) with p_θ = r p_old  ⇔  r ≤ (1 + β) / (1 − α p_old)."""
+    p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
+    bound = upper_bound(p_old, line)
+    torch.testing.assert_close(bound, 1 + threshold(bound * p_old, line), atol=1e-12, rtol=0)  # the bound is the fixed point
+    assert ((ratio <= 1 + threshold(ratio * p_old, line)) == (ratio <= bound)).all()
+
+
+@pytest.mark.parametrize("line", [DYNAMIC_LOWER, (0.0, 0.2), (0.3, 0.1)])
+def test_the_lower_bound_in_p_old(line):
+    """r ≥ 1 − (α p_θ + β) with p_θ = r p_old  ⇔  r ≥ (1 − β) / (1 + α p_old)."""
+    p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
+    bound = lower_bound(p_old, line)
+    torch.testing.assert_close(bound, 1 - threshold(bound * p_old, line), atol=1e-12, rtol=0)
+    assert ((ratio >= 1 - threshold(ratio * p_old, line)) == (ratio >= bound)).all()
+
+
+def test_the_dynamic_upper_bound_cannot_bind_for_likely_tokens():
+    """r ≤ 1/p_old always, and U's bound 1.5 / (1 + 0.25 p_old) is above that from p_old = 0.8 on."""
+    assert (upper_bound(torch.linspace(0.801, 1, 50), DYNAMIC_UPPER) > 1 / torch.linspace(0.801, 1, 50)).all()
+    assert upper_bound(torch.tensor(0.799), DYNAMIC_UPPER) < 1 / 0.799
+
+
+# ----------------------------------------------------------------------------------------- 5  training on one region's tokens only
+
+def train_on(region: int | None, seed: int, steps: int = 60) -> float:
+    """Change of mean entropy of a tabular softmax policy (32 states, 16 tokens) under GRPO with PPO's clip, only `region`'s tokens
+    trained, the denominator unchanged. Reward 1 for a fixed random third of each state's tokens."""
+    generator = torch.Generator().manual_seed(seed)
+    z = (torch.randn(32, 16, generator=generator) * 1.5).requires_grad_()
+    right = torch.rand(32, 16, generator=generator) < 1 / 3
+    optimizer = torch.optim.Adam([z], lr=0.01)
+    before = entropy(z).mean().item()
+    for _ in range(steps):
+        state = torch.arange(32).repeat_interleave(16)
+        with torch.no_grad():
+            token = torch.multinomial(z.softmax(-1), 16, replacement=True, generator=generator).flatten()
+            reward = right[state, token].double().view(32, 16)
+            advantages = ((reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-6)).flatten()
+            old_logp, h, _ = token_stats(z[state], token)
+            keep = torch.ones_like(old_logp, dtype=torch.bool) if region is None else region_masks(old_logp, h, advantages)[region]
+        for _ in range(4):
+            logp = z[state].log_softmax(-1).gather(1, token[:, None])[:, 0]
+            loss, _ = clipped_surrogate(old_logp, logp, advantages, keep, (0.0, 0.2), (0.0, 0.2))
+            optimizer.zero_grad()
+            (loss.sum() / len(loss)).backward()
+            optimizer.step()
+    return entropy(z).mean().item() - before
+
+
+@pytest.mark.parametrize("region, sign", [(E1, -1), (E2, 1), (E3, 1), (E4, -1)], ids=["E1", "E2", "E3", "E4"])
+def test_training_on_one_region_moves_entropy_as_predicted(region, sign):
+    """The controlled experiment of the paper's section 3: E1 and E4 lower entropy, E2 and E3 raise it, for every seed."""
+    changes = [train_on(region, seed) for seed in range(5)]
+    print(f"E{region + 1}: " + ", ".join(f"{change:+.3f}" for change in changes))
+    assert all(change * sign > 0.05 for change in changes), changes
+
+
+# ------------------------------------------------------------------------------------- 6  the policy gradient is bounded by entropy
+
+def test_the_policy_gradient_vanishes_with_entropy(z):
+    """With |A| ≤ 1, ‖∇_z E_{a~p}[A(a)]‖ ≤ E‖∇_z ln p(a)‖ ≤ sqrt(1 − Σp²) ≤ sqrt(H): by Jensen, since E‖e_a − p‖² = 1 − Σp², and since
+    1 − p ≤ −ln p. Exact in logit space only; as entropy collapses so does the gradient (cf. arXiv 2509.03493)."""
+    p = z.softmax(-1)
+    spread = 1 - (p * p).sum()
+    assert spread <= entropy(z) + 1e-12
+    norms = (1 - 2 * p + (p * p).sum()).clamp(min=0).sqrt()  # ‖e_a − p‖
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(20):
+        advantages = torch.rand(len(z), generator=generator) * 2 - 1
+        gradient = p * (advantages - (p * advantages).sum())  # Σ_a p_a A(a) (e_a − p)
+        assert gradient.norm() <= (p * norms).sum() + 1e-12
+    assert (p * norms).sum() <= spread.clamp(min=0).sqrt() + 1e-12
