@@ -46,8 +46,9 @@ class Policy(torch.nn.Module):
         full = get_model_state_dict(self, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if dist.get_rank() == 0:
             weights = {name.removeprefix("lm."): tensor.to(self.save_dtype) for name, tensor in full.items()}
-            self.lm.config.dtype = self.save_dtype
             self.lm.save_pretrained(directory, state_dict=weights)
+            self.lm.config.dtype = self.save_dtype  # save_pretrained wrote that of the weights in training, float32
+            self.lm.config.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
         dist.barrier()
 
