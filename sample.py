@@ -1,15 +1,15 @@
 """Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers alone.
 
-Each rank has a sampler of its own with a whole copy of the model, and hands it the trainer's new weights with `sync`. Samplers keep
-no random state: a rollout is a function of the weights, the prompts and the `seed` of its `generate`, so a run can be resumed
-without one. Heavy imports are inside the classes.
+Each rank has a sampler of its own with a whole copy of the model, and hands it the trainer's new weights with `sync`. Samplers
+keep no random state: a rollout is a function of the weights, the prompts and the `seed` of its `generate`, so a run can be
+resumed without one. Heavy imports are inside the classes.
 """
 
 import logging
 import os
 import random
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Order: temperature, then top-k, then top-p. Raises ValueError for values outside their range."""
+    """How to sample: temperature, then top-k, then top-p. Raises ValueError for values outside their range."""
 
     max_new_tokens: int
     temperature: float = 1.0  # 0: greedy, with the log-probs of temperature 1
@@ -29,54 +29,55 @@ class Sampling:
     top_k: int = 0  # 0: off
 
     def __post_init__(self):
-        if not (self.max_new_tokens >= 1 and 0 <= self.temperature < float("inf") and 0 < self.top_p <= 1 and self.top_k >= 0):
+        if not (self.max_new_tokens >= 1 and 0 <= self.temperature < np.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
             raise ValueError(f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
 
 
 class Completion(NamedTuple):
     token_ids: list[int]  # EOS included when the model wrote it
-    logps: list[float]  # ln of each token's probability under the sampler, i.e. after temperature, top-k and top-p
+    logps: list[float]  # ln of each token's probability under the sampler: after temperature, top-k and top-p
     finished: bool  # False: cut off at max_new_tokens
 
 
 class Sampler:
-    """What the trainer needs of a sampler. To sample with something else, subclass it: call `__init__`, implement `_generate` and
-    `_load`, and return it from `make_sampler`.
+    """What the trainer needs of a sampler:
 
         sampler = make_sampler("auto", model_dir, device=device, dtype=torch.bfloat16, max_len=4096, seed=0)
-        groups = sampler.generate(prompts, 8, Sampling(max_new_tokens=2048), seed=step)   # groups[prompt][sample]
-        sampler.sleep()                                       # the GPU's memory is the trainer's until the next sync
-        ...                                                   # change the weights
-        sampler.sync(named_tensors)                           # a failed sync raises, and generate will not run on its leavings
-        sampler.close()
+        groups = sampler.generate(prompts, 8, Sampling(max_new_tokens=2048), seed=step)  # groups[prompt][sample]
+        sampler.sleep()  # the GPU's memory is the trainer's until the next sync
+        ...              # change the weights
+        sampler.sync(named_tensors)
+
+    To sample with something else, subclass it and return it from `make_sampler`: call `__init__`, and implement `_generate`
+    (`generate` without the checks) and `_load`, which copies in every (name, tensor) of an iterator.
     """
 
     def __init__(self, shapes: dict[str, torch.Size], eos: list[int], max_len: int):
-        """`shapes`: of the state dict that `sync` gets; `eos`: the ids that end a response; `max_len`: of prompt and response."""
+        """`shapes`: of the state dict that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt and response."""
         self.shapes, self.eos, self.max_len = shapes, eos, max_len
         self.ready = True  # False: no weights, or broken ones
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
-        """`n` completions for each prompt (token ids). The same arguments and weights give the same completions, and the caller's
-        random state stays as it is. Raises ValueError for an empty or too long prompt, RuntimeError after `sleep` or a failed `sync`."""
+        """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random state
+        stays as it is. ValueError: a prompt is empty or too long. RuntimeError: after `sleep`, or a `sync` that failed."""
         if not self.ready:
-            raise RuntimeError("the sampler has no usable weights, as it was put to sleep or its last sync failed: call sync first")
+            raise RuntimeError("the sampler has no usable weights: it sleeps or its last sync failed; call sync first")
         lengths = [len(prompt) for prompt in prompts]
         if min(lengths, default=1) == 0:
             raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
         if max(lengths, default=0) + sampling.max_new_tokens > self.max_len:
-            raise ValueError(f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed the sampler's max_len {self.max_len}")
+            raise ValueError(f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed max_len {self.max_len}")
         return self._generate(prompts, n, sampling, seed) if prompts else []
 
     def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take over the trainer's weights: every (name, whole tensor) of the state dict, in any float dtype. The iterator may gather
-        one tensor at a time: it is exhausted on every rank. Raises ValueError for an unknown, repeated, missing or misshapen one."""
+        """Take over the trainer's weights: every (name, whole tensor) of its state dict, tied ones too, in any float dtype. The
+        iterator may gather them one by one: all ranks exhaust it. ValueError: one is unknown, repeated, missing or misshapen."""
         self.ready, missing = False, set(self.shapes)
 
         def checked():
             for name, tensor in named_tensors:
                 if name not in missing:
-                    raise ValueError(f"sync: weight {name} came twice" if name in self.shapes else f"sync: unknown weight {name}")
+                    raise ValueError(f"sync: weight {name} " + ("came twice" if name in self.shapes else "is unknown"))
                 if tensor.shape != self.shapes[name]:
                     raise ValueError(f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(self.shapes[name])}")
                 missing.remove(name)
@@ -84,27 +85,21 @@ class Sampler:
 
         self._load(checked())
         if missing:
-            raise ValueError(f"sync: {len(missing)} weights are missing, {min(missing)} among them: pass the whole state dict")
+            raise ValueError(f"sync: {len(missing)} weights are missing, {min(missing)} for one: pass the whole state dict")
         self.ready = True
 
     def sleep(self) -> None:
-        """Where the sampler shares a GPU with the trainer: give the memory back, weights included, until the next `sync`."""
+        """Where the sampler shares a GPU with the trainer: give its memory back, weights included, until the next `sync`."""
 
     def close(self) -> None:
         """The last call, on every rank and after a barrier: vLLM takes the process group down with its engine."""
-
-    def _generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
-        raise NotImplementedError
-
-    def _load(self, named_tensors: Iterator[tuple[str, torch.Tensor]]) -> None:
-        raise NotImplementedError
 
 
 class VllmSampler(Sampler):
     """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building is a
     collective. Without a process group it makes one of its own, for this process alone."""
 
-    def __init__(self, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float):
+    def __init__(self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if device.type == "cpu":
@@ -113,109 +108,94 @@ class VllmSampler(Sampler):
         from transformers import AutoConfig, AutoModelForCausalLM
         from vllm import LLM
 
-        config = AutoConfig.from_pretrained(model_dir)
         with torch.device("meta"):
-            shapes = {name: tensor.shape for name, tensor in AutoModelForCausalLM.from_config(config).state_dict().items()}
-        super().__init__(shapes, eos_ids(model_dir), max_len)
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
+        super().__init__({name: tensor.shape for name, tensor in model.state_dict().items()}, eos_ids(model_dir), max_len)
+        self.device = device
         overwritten = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}  # by LLM()
         with seeded(seed, device), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own
             self.llm = LLM(
-                model_dir,
-                skip_tokenizer_init=True,
-                dtype=dtype,
-                seed=seed,
-                max_model_len=max_len,
+                str(model_dir), dtype=dtype, seed=seed, max_model_len=max_len, skip_tokenizer_init=True,
                 distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
-                logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **(gpu_engine_options(gpu_memory) if device.type == "cuda" else CPU_ENGINE_OPTIONS),
-            )
+                logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=False,
+                **(cpu_options() if device.type == "cpu" else gpu_options(gpu_memory)),
+            )  # fmt: skip
         for name, value in overwritten.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
-        self.device, self.asleep = device, False
 
     def _generate(self, prompts, n, sampling, seed):
         from vllm import SamplingParams
 
-        if self.asleep:
-            gpu_wake_kv_cache(self.llm)
-            self.asleep = False
+        # Keys and values that are left from old weights would be used. Those of current ones would change how requests are
+        # batched, and so the random numbers they get.
+        if not self.llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not reset its prefix cache: some of it is still in use")
         params = SamplingParams(
-            n=n, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k,
-            stop_token_ids=self.eos, detokenize=False, logprobs=0, flat_logprobs=True,
+            n=n, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
+            top_k=sampling.top_k, stop_token_ids=self.eos, detokenize=False, logprobs=0, flat_logprobs=True,
         )  # fmt: skip
-        self._forget_prompts()  # a cached prefix would change how requests are batched, and so the random numbers they get
         with seeded(seed, self.device):
-            outputs = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
+            requests = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
         return [
-            [Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos) for o in output.outputs]
-            for output in outputs
+            [Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos) for o in request.outputs]
+            for request in requests
         ]
 
     def _load(self, named_tensors):
-        if self.asleep:
-            gpu_wake_weights(self.llm)
+        asleep = self.llm.llm_engine.is_sleeping()
+        if asleep:
+            gpu_wake(self.llm, "weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
-        self._forget_prompts()  # their keys and values are the old weights'
-
-    def _forget_prompts(self):
-        if not self.llm.reset_prefix_cache():
-            raise RuntimeError("vLLM did not reset its prefix cache: some of it is still in use")
+        if asleep:
+            gpu_wake(self.llm, "kv_cache")
 
     def sleep(self):
         if self.device.type == "cuda":
+            self.ready = False
             gpu_sleep(self.llm)
-            self.asleep, self.ready = True, False
 
     def close(self):
         self.llm.llm_engine.engine_core.shutdown()
 
 
-CPU_ENGINE_OPTIONS = dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
+def cpu_options() -> dict:
+    return dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
 
 
-def gpu_engine_options(gpu_memory: float) -> dict:
-    """Not yet run on a GPU. `gpu_memory`: vLLM's share of the GPU's memory while it generates; that much must be free at the start."""
+def gpu_options(gpu_memory: float) -> dict:
+    """Not yet run on a GPU."""
     return dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True)
 
 
 def gpu_sleep(llm) -> None:
-    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would copy the weights, old after the update, to the host."""
+    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would keep a copy of weights that are old by then."""
     llm.sleep(level=2)
 
 
-def gpu_wake_weights(llm) -> None:
-    """Not yet run on a GPU. Memory for the weights alone: the gathered tensors of the sync need some too."""
+def gpu_wake(llm, tag: str) -> None:
+    """Not yet run on a GPU. "weights", then "kv_cache" once they are synced: a sync needs some memory of its own."""
     torch.cuda.empty_cache()
-    llm.wake_up(tags=["weights"])
-
-
-def gpu_wake_kv_cache(llm) -> None:
-    """Not yet run on a GPU. vLLM resumes once all its memory is back."""
-    torch.cuda.empty_cache()
-    if not llm.wake_up(tags=["kv_cache"]):
-        raise RuntimeError("vLLM did not wake up")
+    llm.wake_up(tags=[tag])
 
 
 class HFSampler(Sampler):
-    """transformers alone: slower, but runs wherever the trainer does. A plain decoding loop over a batch padded on the left."""
+    """transformers alone, wherever the trainer runs: a plain decoding loop over a batch padded on the left."""
 
-    def __init__(self, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, max_rows: int = 256):
+    def __init__(self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, max_rows: int = 256):
         """`max_rows`: sequences decoded at once; their KV cache is what takes memory."""
         from transformers import AutoModelForCausalLM
 
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval().requires_grad_(False)
+        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
         super().__init__({name: tensor.shape for name, tensor in self.model.state_dict().items()}, eos_ids(model_dir), max_len)
         self.device, self.max_rows = device, max_rows
 
     def _generate(self, prompts, n, sampling, seed):
         generator = torch.Generator(self.device).manual_seed(seed)
-        rows = [prompt for prompt in prompts for _ in range(n)]
-        chunks = [rows[i : i + self.max_rows] for i in range(0, len(rows), self.max_rows)]
-        done = [completion for chunk in chunks for completion in self._decode(chunk, sampling, generator)]
+        rows, done = [prompt for prompt in prompts for _ in range(n)], []
+        for i in range(0, len(rows), self.max_rows):
+            done += self._decode(rows[i : i + self.max_rows], sampling, generator)
         return [done[i : i + n] for i in range(0, len(done), n)]
 
     @torch.inference_mode()
@@ -229,14 +209,12 @@ class HFSampler(Sampler):
         positions = (mask.cumsum(1) - 1).clamp(min=0)  # [n, width + steps], as mask
         tokens, logps = inputs.new_zeros(n, steps), torch.zeros(n, steps, device=self.device)
         rows = torch.arange(n, device=self.device)  # those in the batch
-        going = torch.ones(n, dtype=torch.bool, device=self.device)  # those of them without an EOS
+        going = torch.ones_like(rows, dtype=torch.bool)  # those of them without an EOS
         cache, start = DynamicCache(config=self.model.config), 0
         for t in range(steps):
             end = width + t
-            logits = self.model(
-                inputs, attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache, logits_to_keep=1
-            ).logits[:, -1]
-            logp = sampling_logp(logits, sampling)
+            context = dict(attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache)
+            logp = sampling_logp(self.model(inputs, **context, logits_to_keep=1).logits[:, -1], sampling)  # [rows, vocabulary]
             if sampling.temperature:
                 inputs = torch.multinomial(logp.exp(), 1, generator=generator)  # [rows, 1]
             else:
@@ -250,9 +228,9 @@ class HFSampler(Sampler):
                 rows, inputs, going = rows[going], inputs[going], going[going]
             start = end
         ended = torch.isin(tokens, eos)  # tokens after a row's first EOS mean nothing
-        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, steps).tolist()
-        rows = zip(tokens.tolist(), logps.tolist(), lengths, ended.any(1).tolist())
-        return [Completion(ids[:length], logp[:length], finished) for ids, logp, length, finished in rows]
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, steps)
+        done = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), ended.any(1).tolist())
+        return [Completion(ids[:length], logp[:length], finished) for ids, logp, length, finished in done]
 
     @torch.no_grad()
     def _load(self, named_tensors):
@@ -262,7 +240,7 @@ class HFSampler(Sampler):
 
 
 def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p cut off."""
+    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p cut."""
     logits = logits.float() / (sampling.temperature or 1.0)
     if sampling.top_k:
         kth = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
@@ -274,14 +252,15 @@ def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return logits.log_softmax(1)
 
 
-def eos_ids(model_dir: str) -> list[int]:
-    """The token ids that end a response: the generation config's, else the tokenizer's. Raises ValueError where there is none."""
+def eos_ids(model_dir) -> list[int]:
+    """The ids that end a response: the generation config's, else the model config's, else the tokenizer's. ValueError: none."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
-        eos = GenerationConfig.from_pretrained(model_dir).eos_token_id
+        config = GenerationConfig.from_pretrained(model_dir)
     except OSError:  # no generation_config.json
-        eos = getattr(AutoConfig.from_pretrained(model_dir), "eos_token_id", None)
+        config = AutoConfig.from_pretrained(model_dir)
+    eos = config.eos_token_id
     if eos is None:
         eos = AutoTokenizer.from_pretrained(model_dir).eos_token_id
     if eos is None:
@@ -291,7 +270,7 @@ def eos_ids(model_dir: str) -> list[int]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device):
-    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, and give the caller's states back afterwards."""
+    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, then give the caller's states back."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
@@ -302,13 +281,13 @@ def seeded(seed: int, device: torch.device):
 
 
 def make_sampler(
-    kind: str, model_dir: str, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float = 0.6
+    kind: str, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float = 0.6
 ) -> Sampler:
-    """A sampler for the causal language model in `model_dir` (or of that hub id), whose weights it starts with.
+    """A sampler for the causal language model in `model_dir` (or of that hub id), with the weights it has there.
 
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
     max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone.
-    gpu_memory: vLLM's share of each GPU's memory; it must be free now, and again (bar the weights') at every `generate`.
+    gpu_memory: vLLM's share of each GPU's memory while it generates; that much must be free now.
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')

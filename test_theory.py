@@ -159,9 +159,8 @@ def test_how_often_rule_and_exact_sign_disagree():
 
 @pytest.mark.parametrize("advantage, region", [(1.0, E1), (-1.0, E3)])
 def test_a_counterexample_by_hand(advantage, region):
-    """p = (0.6, 0.3, 0.1): H = 0.898, token 1 has surprisal 1.204 > H, token 0 has 0.511 < H. And p = (0.5, 0.4, 0.1) with a = 1:
-    surprisal 0.916 < H = 0.943, so the rule says expected (E1 with Â > 0: entropy falls; E3 with Â < 0: it rises). But
-    f(a) = 0.4 (−0.916 + 0.943) = 0.0108 < B = 0.25 (−0.693 + 0.943) + 0.16 (−0.916 + 0.943) + 0.01 (−2.303 + 0.943) = 0.0533,
+    """p = (0.5, 0.4, 0.1) and a = 1: surprisal 0.916 < H = 0.943, so the rule says expected (E1 with Â > 0: entropy falls; E3 with
+    Â < 0: it rises). But f(a) = 0.4 (−0.916 + 0.943) = 0.0108 < B = 0.25 (−0.693 + 0.943) + 0.16 (−0.916 + 0.943) + 0.01 (−2.303 + 0.943) = 0.0533,
     so entropy really moves the other way."""
     z = torch.tensor([0.5, 0.4, 0.1]).log()
     logp, h, baseline = token_stats(z[None], torch.tensor([1]))
