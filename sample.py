@@ -119,7 +119,7 @@ class VllmSampler(Sampler):
                 str(model_dir), dtype=dtype, seed=seed, max_model_len=max_len, skip_tokenizer_init=True,
                 distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
                 logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=False,
-                **(cpu_options() if device.type == "cpu" else gpu_options(gpu_memory)),
+                **(CPU_OPTIONS if device.type == "cpu" else gpu_options(gpu_memory)),
             )  # fmt: skip
         for name, value in overwritten.items():
             os.environ.pop(name, None)
@@ -160,8 +160,7 @@ class VllmSampler(Sampler):
         self.llm.llm_engine.engine_core.shutdown()
 
 
-def cpu_options() -> dict:
-    return dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
+CPU_OPTIONS = dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
 
 
 def gpu_options(gpu_memory: float) -> dict:
