@@ -105,6 +105,17 @@ def region_masks(
     return torch.stack([expected & good, surprising & good, expected & bad, surprising & bad])
 
 
+def region_gains(masks: torch.Tensor, gain: float) -> torch.Tensor:
+    """Each token's weight in the objective, [*tokens] float32, from `region_masks` and u = `gain` in [−1, 1]: 1 + u in E2 and E3,
+    1 − u in E1 and E4, 1 elsewhere. u > 0 turns entropy up, u < 0 down, u = 0 is plain GRPO to the bit (this repository).
+
+    It multiplies a token's loss: a weight w ≥ 0 leaves the bounds alone, as min(w r Â, clip(r) w Â) = w min(r Â, clip(r) Â).
+    With the exact boundary Σ w · entropy_change never falls as u grows, for any batch; with the rule it may, in E1 and E3.
+    """
+    e1, e2, e3, e4 = masks.float()
+    return 1 + gain * (e2 + e3 - e1 - e4)
+
+
 # ---------------------------------------------------- log-probabilities and entropy without a [tokens, vocabulary] float32 tensor
 
 class TokenStats(NamedTuple):
@@ -140,39 +151,57 @@ def token_stats(
 
 
 class _TokenLogp(torch.autograd.Function):
-    """ln softmax(hidden @ headᵀ / τ)[a], recomputing each chunk's logits in backward instead of keeping them."""
+    """ln softmax(hidden @ headᵀ / τ)[a], recomputing each chunk's logits in backward instead of keeping them; with `want_entropy`
+    also H, whose gradient in the logits is −p (ln p + H)."""
 
     @staticmethod
-    def forward(ctx, hidden, tokens, head, temperature, chunk):
-        logp, log_z = [], []
+    def forward(ctx, hidden, tokens, head, temperature, chunk, want_entropy):
+        logp, log_z, entropy = [], [], []
         for h, a in zip(hidden.split(chunk), tokens.split(chunk)):
             logits = _logits(h, head, temperature)
             log_z.append(logits.logsumexp(-1))
             logp.append(logits.gather(-1, a[:, None]).squeeze(-1) - log_z[-1])
-        ctx.save_for_backward(hidden, tokens, head, torch.cat(log_z))
+            if want_entropy:
+                log_p = logits.sub_(log_z[-1][:, None]).clamp_(min=torch.finfo(logits.dtype).min)  # as in token_stats
+                entropy.append(-(log_p.exp() * log_p).sum(-1))
+        entropy = torch.cat(entropy) if want_entropy else None
+        ctx.save_for_backward(hidden, tokens, head, torch.cat(log_z), entropy)
         ctx.temperature, ctx.chunk = temperature, chunk
-        return torch.cat(logp)
+        return torch.cat(logp), entropy
 
     @staticmethod
-    def backward(ctx, grad):
-        hidden, tokens, head, log_z = ctx.saved_tensors
+    def backward(ctx, grad, grad_entropy):
+        hidden, tokens, head, log_z, entropy = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         # chunks are added up in float32: a bf16 sum over chunks would depend on the chunk size
         want_head = ctx.needs_input_grad[2]
         grad_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, torch.float32)) if want_head else None
         for i in range(0, len(tokens), ctx.chunk):
             j = i + ctx.chunk
-            d = _logits(hidden[i:j], head, ctx.temperature).sub_(log_z[i:j, None]).exp_().neg_()  # −p
+            log_p = _logits(hidden[i:j], head, ctx.temperature).sub_(log_z[i:j, None])
+            d = log_p.exp().neg_() if entropy is not None else log_p.exp_().neg_()  # −p
+            if entropy is not None:
+                entropy_d = log_p.clamp_(min=torch.finfo(d.dtype).min).add_(entropy[i:j, None]).mul_(d)  # −p (ln p + H)
             d.scatter_add_(-1, tokens[i:j, None], torch.ones_like(d[:, :1]))  # 1[x = a] − p
-            d = d.mul_(grad[i:j, None] / ctx.temperature).to(hidden.dtype)
+            d.mul_(grad[i:j, None] / ctx.temperature)
+            if entropy is not None:
+                d += entropy_d.mul_(grad_entropy[i:j, None] / ctx.temperature)
+            d = d.to(hidden.dtype)
             grad_hidden[i:j] = d if head is None else d @ head
             if want_head:
                 grad_head += d.T @ hidden[i:j]
-        return grad_hidden, None, grad_head.to(head.dtype) if want_head else None, None, None
+        return grad_hidden, None, grad_head.to(head.dtype) if want_head else None, None, None, None
 
 
 def token_logp(
     hidden: torch.Tensor, tokens: torch.Tensor, head: torch.Tensor | None = None, temperature: float = 1.0, chunk: int = 256
 ) -> torch.Tensor:
     """ln π(a|s) of N tokens with gradient to `hidden` and `head`; arguments as in `token_stats`. Keeps [N] numbers for backward."""
-    return _TokenLogp.apply(hidden, tokens, head, temperature, chunk)
+    return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, False)[0]
+
+
+def token_logp_and_entropy(
+    hidden: torch.Tensor, tokens: torch.Tensor, head: torch.Tensor | None = None, temperature: float = 1.0, chunk: int = 256
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ln π(a|s), H), both [N] and with gradient: what an entropy bonus needs. Memory as `token_logp`, one more chunk in backward."""
+    return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, True)

@@ -8,6 +8,7 @@ import argparse
 import importlib.util
 import json
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -29,6 +30,7 @@ PRESETS = {
         mini_batches=16,  # [recipe] 32 prompts each
         epochs=1,  # [recipe]
         micro_batch_tokens=16384,
+        save_every=20,
     ),
     "tiny": dict(  # a 100k-parameter model that adds numbers, on a laptop's CPU, in minutes
         model="tiny",
@@ -43,8 +45,11 @@ PRESETS = {
         mini_batches=8,
         epochs=2,
         micro_batch_tokens=4096,
+        save_every=25,
     ),
 }
+SAME_RUN = ("schedule", "total_steps", "phase_share", "od_h_init", "od_ratio", "update_regions", "seed", "model", "data", "reward",
+            "prompts_per_step", "group_size")  # changed on resume, they would make it another run
 
 
 def opt(default, help: str, **kwargs):
@@ -61,6 +66,8 @@ class Config:
     model: str = opt("", "hub id or directory of a causal language model; tiny: the built-in one")
     data: str = opt("", "hub id or local JSONL/Parquet/CSV file of problems with answers; tiny: the built-in task")
     output: str | None = opt(None, "run directory; default: a fresh runs/PRESET-SCHEDULE-seedN")
+    resume: str | None = opt(None, "go on with this run directory; auto: with the one above if it is there, else start it", metavar="DIR")
+    resume_anyway: bool = opt(False, "resume even if flags that make it another run have changed")
     seed: int = opt(0, "seeds data order, rollouts and mini-batches")
     # schedule
     phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
@@ -75,8 +82,16 @@ class Config:
     max_response_tokens: int = opt(0, "longer responses are cut off")
     temperature: float = opt(1.0, "of the sampling; the trainer's logits are divided by it too")
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
-    sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
+    overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
+    dynamic_sampling: int = opt(1, "draw up to so many batches of prompts until enough groups have rewards that differ (DAPO); 1: off")
     reward: str = opt("rewards:score", "module:function that scores completions, see rewards.py")
+    sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
+    vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
+    vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
+    vllm_max_num_seqs: int = opt(256, "sequences that an engine decodes at once")
+    is_correction: Literal["auto", "none", "token", "sequence"] = opt("auto", "weight the loss by min(π_old/π_sampler, cap); auto: token on GPUs, none on CPUs")
+    is_cap: float = opt(2.0, "that cap")
+    check_sync: bool = opt(False, "end the run if the sampler's log-probabilities are not the trainer's")
     # update
     lr: float = opt(0.0, "AdamW's learning rate")
     lr_warmup_steps: int = opt(0, "rollout steps of linear warm-up")
@@ -86,18 +101,22 @@ class Config:
     epochs: int = opt(0, "passes over each rollout batch")
     micro_batch_tokens: int = opt(0, "padded tokens per forward/backward on each rank: lower it when memory runs out")
     # run
+    save_every: int = opt(0, "steps between two checkpoints")
+    keep_checkpoints: int = opt(2, "older ones are removed")
+    skip_bad_steps: int = opt(0, "optimizer steps with a non-finite gradient to leave out before the run ends")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
-    timeout_minutes: float = opt(30.0, "a collective that takes longer ends the run")
+    timeout_minutes: float = opt(60.0, "a phase of a step (rollout, update ...) that takes longer ends the run")
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
         make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
         at_least = dict(total_steps=1, prompts_per_step=1, group_size=2, max_prompt_tokens=1, max_response_tokens=1, mini_batches=1,
-                        epochs=1, micro_batch_tokens=1, lr_warmup_steps=0)  # fmt: skip
+                        epochs=1, micro_batch_tokens=1, lr_warmup_steps=0, weight_decay=0, overlong_buffer=0, dynamic_sampling=1, vllm_tp=1,
+                        vllm_max_num_seqs=1, save_every=1, keep_checkpoints=1, skip_bad_steps=0)  # fmt: skip
         for name, low in at_least.items():
-            if getattr(self, name) < low:
+            if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
-        for name in ("lr", "temperature", "max_grad_norm", "timeout_minutes"):
+        for name in ("lr", "temperature", "max_grad_norm", "timeout_minutes", "is_cap"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         rows = self.prompts_per_step * self.group_size
@@ -113,6 +132,10 @@ class Config:
                 f"--micro-batch-tokens {self.micro_batch_tokens} is less than one longest sequence, "
                 f"{self.max_prompt_tokens} prompt + {self.max_response_tokens} response tokens"
             )
+        if self.overlong_buffer > self.max_response_tokens:
+            raise ValueError(f"--overlong-buffer {self.overlong_buffer} is more than --max-response-tokens {self.max_response_tokens}")
+        if not 0 < self.vllm_gpu_memory < 1:
+            raise ValueError(f"--vllm-gpu-memory must lie between 0 and 1, got {self.vllm_gpu_memory}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
         self.region_rows()
@@ -126,22 +149,62 @@ class Config:
             raise ValueError(f"--update-regions: unknown region {', '.join(unknown)}: give some of E1,E2,E3,E4")
         return sorted({int(name[1]) - 1 for name in names})
 
+    @property
+    def default_directory(self) -> Path:
+        return Path(self.output or f"runs/{self.preset}-{self.schedule}-seed{self.seed}")
+
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=2)
+        return json.dumps({k: v for k, v in asdict(self).items() if k not in ("resume", "resume_anyway")}, indent=2)
+
+    def changes(self, saved: dict) -> dict[str, str]:
+        """{flag: "old -> new"} against a saved configuration."""
+        now = json.loads(self.to_json())
+        return {k: f"{saved[k]} -> {now[k]}" for k in now if k in saved and saved[k] != now[k] and k != "output"}
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
-    """The run's configuration from the command line: preset first, then flags. A bad flag exits with code 2 and says which."""
-    parser = HfArgumentParser(Config, description=Config.__doc__, allow_abbrev=False)
+    """The run's configuration from the command line: preset first, then flags; with --resume the run's own configuration first, and
+    `resume` is then its directory (None for a run that starts). A bad flag exits with code 2 and says which."""
+    parser = HfArgumentParser(Config, prog="grpo.py", usage="%(prog)s [--flag value] ...", description="GRPO with flexible entropy control (arXiv 2602.09782)", allow_abbrev=False)
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
-    preset = early.parse_known_args(argv)[0].preset
+    early.add_argument("--top-p", "--top_p", "--top-k", "--top_k", dest="truncation")
+    known = early.parse_known_args(argv)[0]
+    preset = known.preset
     if preset == "auto":
         preset = "paper" if torch.cuda.is_available() else "tiny"
     parser.set_defaults(**PRESETS.get(preset, {}))  # an unknown preset is refused by the next line
-    flags = vars(parser.parse_args(argv))
-    flags["preset"] = preset
+
+    def parse() -> Config:
+        flags = vars(parser.parse_args(argv))
+        return Config(**{f.name: flags[f.name] for f in fields(Config)} | {"preset": preset})
+
     try:
-        return Config(**{f.name: flags[f.name] for f in fields(Config)})
+        if known.truncation is not None:
+            raise ValueError("--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole vocabulary, "
+                             "so samples from a part of it would give every token a wrong ratio")  # fmt: skip
+        cfg = parse()
+        if cfg.resume is None:
+            return cfg
+        directory = cfg.default_directory if cfg.resume == "auto" else Path(cfg.resume)
+        if not (directory / "config.json").is_file():
+            if cfg.resume != "auto":
+                raise ValueError(f"--resume {directory}: there is no run, no config.json in it")
+            cfg.output, cfg.resume = str(directory), None
+            return cfg
+        saved = json.loads((directory / "config.json").read_text())
+        parser.set_defaults(**saved)
+        preset = saved["preset"]
+        cfg = parse()
+        cfg.output = cfg.resume = str(directory)
+        other = {flag: change for flag, change in cfg.changes(saved).items() if flag in SAME_RUN}
+        if other and not cfg.resume_anyway:
+            raise ValueError(f"--resume {directory}: this would be another run ({', '.join(f'{k}: {v}' for k, v in other.items())}); "
+                             "leave these flags away, or add --resume-anyway")  # fmt: skip
+        return cfg
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":  # torchrun.sh looks at the flags once before it starts a process per GPU
+    parse_config()

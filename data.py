@@ -7,7 +7,6 @@ Several answers (94 questions of OlympiadBench) are one gold with commas, which 
 Prompts follow Qwen2.5-Math: `BOXED` is the system message, the bare problem the user's.
 """
 
-import os
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -18,6 +17,7 @@ from jinja2 import TemplateError
 
 import rewards
 import tiny
+from distributed import print0
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
 FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -81,12 +81,6 @@ def load_benchmark(spec: str) -> list[dict]:
     if bad:
         print0(f"{name}: {len(bad)} of {len(bad) + len(rows)} questions left out; {bad[0]}")
     return [{"problem": problem, "answer": gold} for problem, gold in rows]
-
-
-def print0(text: str) -> None:
-    """Print on rank 0 only."""
-    if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
 
 
 def _read(source: str, split: str, config: str | None = None) -> tuple[list[tuple[str, str]], list[str]]:

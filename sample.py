@@ -1,6 +1,6 @@
 """Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers alone.
 
-Each rank has a sampler of its own with a whole copy of the model, and hands it the trainer's new weights with `sync`. Samplers
+Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new weights with `sync`. Samplers
 keep no random state: a rollout is a function of the weights, the prompts and the `seed` of its `generate`, so a run can be
 resumed without one. Heavy imports are inside the classes.
 """
@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from distributed import print0
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,9 @@ class VllmSampler(Sampler):
     """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building is a
     collective. Without a process group it makes one of its own, for this process alone."""
 
-    def __init__(self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float):
+    def __init__(
+        self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, tp: int, gpu_memory: float, max_num_seqs: int
+    ):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if device.type == "cpu":
@@ -116,7 +120,8 @@ class VllmSampler(Sampler):
         with seeded(seed, device), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own
             self.llm = LLM(
-                str(model_dir), dtype=dtype, seed=seed, max_model_len=max_len, skip_tokenizer_init=True,
+                str(model_dir), dtype=dtype, seed=seed, max_model_len=max_len, max_num_seqs=max_num_seqs, skip_tokenizer_init=True,
+                tensor_parallel_size=tp,
                 distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
                 logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=False,
                 **(CPU_OPTIONS if device.type == "cpu" else gpu_options(gpu_memory)),
@@ -160,7 +165,7 @@ class VllmSampler(Sampler):
         self.llm.llm_engine.engine_core.shutdown()
 
 
-CPU_OPTIONS = dict(enforce_eager=True, max_num_seqs=256, kv_cache_memory_bytes=256 << 20)
+CPU_OPTIONS = dict(enforce_eager=True, kv_cache_memory_bytes=256 << 20)
 
 
 def gpu_options(gpu_memory: float) -> dict:
@@ -280,13 +285,15 @@ def seeded(seed: int, device: torch.device):
 
 
 def make_sampler(
-    kind: str, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, gpu_memory: float = 0.6
-) -> Sampler:
+    kind: str, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, tp: int = 1, gpu_memory: float = 0.6,
+    max_num_seqs: int = 256,
+) -> Sampler:  # fmt: skip
     """A sampler for the causal language model in `model_dir` (or of that hub id), with the weights it has there.
 
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
     max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone.
-    gpu_memory: vLLM's share of each GPU's memory while it generates; that much must be free now.
+    tp: neighbouring ranks that hold one vLLM engine together and must be given the same prompts and seeds. gpu_memory: vLLM's share of
+    each GPU's memory while it generates; that much must be free now. max_num_seqs: sequences that are decoded at once.
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
@@ -298,8 +305,11 @@ def make_sampler(
             kind, why = "vllm", f"version {vllm.__version__} is installed"
         except ImportError as error:
             kind, why = "transformers", f"vLLM cannot be imported: {error}"
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        print(f"sampler: {kind} ({why})", flush=True)
+    print0(f"sampler: {kind} ({why})")
     if kind == "vllm":
-        return VllmSampler(model_dir, device=device, dtype=dtype, max_len=max_len, seed=seed, gpu_memory=gpu_memory)
-    return HFSampler(model_dir, device=device, dtype=dtype, max_len=max_len)
+        return VllmSampler(
+            model_dir, device=device, dtype=dtype, max_len=max_len, seed=seed, tp=tp, gpu_memory=gpu_memory, max_num_seqs=max_num_seqs
+        )
+    if tp > 1:
+        raise ValueError(f"--vllm-tp {tp} needs the vllm sampler, this is {kind}")
+    return HFSampler(model_dir, device=device, dtype=dtype, max_len=max_len, max_rows=max_num_seqs)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipping import clipped_surrogate, region_masks, token_logp, token_stats
+from clipping import clipped_surrogate, region_gains, region_masks, token_logp, token_logp_and_entropy, token_stats
 
 STATIC = (0.0, 0.2)
 
@@ -83,6 +83,19 @@ def test_stats_and_gradients_equal_the_plain_formulas_for_any_chunk(n, vocabular
     leaves = [hidden, head] if with_head else [hidden]
     for got, want in zip(*(torch.autograd.grad((x * weights).sum(), leaves) for x in (logp, expected[0]))):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+    both = token_logp_and_entropy(hidden, tokens, head, temperature, chunk)
+    assert torch.equal(both[0], logp)
+    torch.testing.assert_close(both[1], expected[1], atol=1e-12, rtol=0)
+    other = torch.randn(n, generator=generator, dtype=torch.float64)
+    for got, want in zip(*(torch.autograd.grad((x * weights).sum() + (y * other).sum(), leaves) for x, y in (both, expected[:2]))):
+        torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
+
+
+def test_entropy_without_a_use_for_it_leaves_the_gradient_of_logp_as_it_is():
+    hidden, head, tokens = torch.randn(7, 8, requires_grad=True), torch.randn(30, 8, requires_grad=True), torch.randint(30, (7,))
+    both = [torch.autograd.grad(f(hidden, tokens, head, chunk=3).square().sum(), (hidden, head))
+            for f in (token_logp, lambda *args, **kwargs: token_logp_and_entropy(*args, **kwargs)[0])]  # fmt: skip
+    assert all(torch.equal(*pair) for pair in zip(*both))
 
 
 def test_bf16_logits_are_accumulated_in_float32():
@@ -100,6 +113,11 @@ def test_forbidden_tokens_have_no_part_in_entropy():
     for got, expected in zip(stats, want):
         torch.testing.assert_close(got[0], expected[0])
     assert [column[1].item() for column in stats] == [0.0, 0.0, 0.0]
+    logits.requires_grad_()
+    token_logp_and_entropy(logits, torch.tensor([0, 0]))[1].sum().backward()
+    plain = torch.tensor([[0.0, 1.0]], requires_grad=True)
+    plain_stats(plain, torch.tensor([0]))[1].sum().backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[*plain.grad[0].tolist(), 0.0], [0.0, 0.0, 0.0]]))
 
 
 class LargestTensor(TorchDispatchMode):
@@ -118,6 +136,7 @@ def test_tokens_by_vocabulary_never_exists_whole_forward_or_backward():
     with LargestTensor() as largest:
         token_stats(hidden, tokens, head, chunk=chunk)
         token_logp(hidden, tokens, head, chunk=chunk).sum().backward()
+        sum(token_logp_and_entropy(hidden, tokens, head, chunk=chunk)).sum().backward()
     assert chunk * vocabulary <= largest.elements < n * vocabulary / 8
 
 
@@ -137,3 +156,35 @@ def test_regions_by_hand():
     logp, entropy = torch.tensor([-0.1, -2.0, -0.1, -2.0, -1.0, -0.1]), torch.ones(6)
     masks = region_masks(logp, entropy, torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 0.0]))
     assert masks.int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
+
+
+def test_region_gains_by_hand():
+    masks = region_masks(torch.tensor([-0.1, -2.0, -0.1, -2.0, -1.0, -0.1]), torch.ones(6), torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 0.0]))
+    assert region_gains(masks, 0.25).tolist() == [0.75, 1.25, 1.25, 0.75, 1.0, 1.0]
+    assert region_gains(masks, -1.0).tolist() == [2.0, 0.0, 0.0, 2.0, 1.0, 1.0]
+
+
+def weighted_batch():
+    generator = torch.Generator().manual_seed(0)
+    old_logp, entropy = -torch.rand(1000, generator=generator) * 3, torch.rand(1000, generator=generator) * 2
+    advantages = torch.randn(1000, generator=generator)
+    logp = (old_logp + 0.3 * torch.randn(1000, generator=generator)).requires_grad_()
+    return old_logp, logp, advantages, region_masks(old_logp, entropy, advantages)
+
+
+def test_without_a_gain_it_is_grpo_to_the_bit():
+    old_logp, logp, advantages, masks = weighted_batch()
+    loss, _ = clipped_surrogate(old_logp, logp, advantages, torch.ones(1000, dtype=torch.bool), STATIC, STATIC)
+    weighted = loss * region_gains(masks, 0.0)
+    assert torch.equal(weighted, loss)
+    assert torch.equal(*(torch.autograd.grad(x.sum(), logp, retain_graph=True)[0] for x in (weighted, loss)))
+
+
+@pytest.mark.parametrize("gain", [-1.0, -0.4, 0.7, 1.0])
+def test_weighting_the_loss_is_weighting_the_advantage(gain):
+    """So a gain leaves alone which tokens are clipped, and a token is clipped or not whatever its weight."""
+    old_logp, logp, advantages, masks = weighted_batch()
+    mask, weights = torch.ones(1000, dtype=torch.bool), region_gains(masks, gain)
+    losses = [clipped_surrogate(old_logp, logp, a, mask, (-0.25, 0.5), STATIC)[0] for a in (advantages, weights * advantages)]
+    torch.testing.assert_close(losses[0] * weights, losses[1])
+    torch.testing.assert_close(*(torch.autograd.grad(x.sum(), logp, retain_graph=True)[0] for x in (losses[0] * weights, losses[1])))

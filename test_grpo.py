@@ -12,7 +12,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2
 
 import tiny
 from config import PRESETS, Config, parse_config
-from grpo import Rollouts, group_advantages, seed_of, update
+from distributed import seed_of
+from grpo import group_advantages, update
+from rollout import Rollouts
 
 HERE = Path(__file__).parent
 REGIONS = {"E1", "E2", "E3", "E4"}
@@ -46,7 +48,7 @@ def fixed_batch():
     responses = [torch.randint(5, 90, (int(n),), dtype=torch.int32) for n in torch.randint(2, 30, (16,))]
     rewards = [float(i % 3 == 0) for i in range(16)]
     old_logp = [-4.5 + 0.3 * torch.randn(len(r)) for r in responses]
-    rollouts = Rollouts(prompts, responses, rewards, ["-"] * 16, [True] * 16)
+    rollouts = Rollouts(prompts, responses, old_logp, rewards, ["-"] * 16, [True] * 16)
     return rollouts, old_logp, group_advantages(torch.tensor(rewards), 4)
 
 
@@ -110,14 +112,14 @@ def updates_on_these_ranks(directory: Path) -> None:
     one row and of all rows; rank 0 saves the weights."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from grpo import init_distributed
+    from distributed import init_distributed
     from policy import build_policy
 
     device = init_distributed(5)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mesh = init_device_mesh("cpu", (1, world_size), mesh_dim_names=("replicate", "shard"))
     rollouts, old_logp, advantages = fixed_batch()
-    mask = [torch.ones(n, dtype=torch.bool) for n in rollouts.lengths]
+    mask, ones = ([torch.ones(n, dtype=dtype) for n in rollouts.lengths] for dtype in (torch.bool, torch.float32))
     results = {}
     for tied in (True, False):
         model = directory / f"model-{tied}"
@@ -130,7 +132,7 @@ def updates_on_these_ranks(directory: Path) -> None:
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             lines = (0.0, 0.2), (0.0, 0.2)
             report = update(
-                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, mask, *lines, cfg, 7, device
+                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, ones, *lines, cfg, 7, device
             )
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors(torch.float32)), report
     if rank == 0:
@@ -163,7 +165,7 @@ def test_a_run_leaves_what_it_promises(short_run):
             assert set(line[key]) == REGIONS
         assert 0.5 < sum(line["regions_rule"].values()) < 1 + 1e-6  # the rest has no advantage
         assert line["predicted_entropy_change"]["E2"] >= 0 >= line["predicted_entropy_change"]["E4"]  # exact for these two
-        assert set(line["seconds"]) == {"rollout", "reward", "gather", "old_stats", "update", "sync", "step"}
+        assert set(line["seconds"]) == {"rollout", "reward", "gather", "save", "old_stats", "update", "sync", "step"}
     assert [line["upper"] for line in lines][:3] == [[-0.25, 0.5], [-0.125, 0.35], [0.0, 0.2]]
     assert lines[3]["lower"] == pytest.approx([-0.065, 0.25])
 

@@ -2,13 +2,14 @@
 
 import ast
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 import clipping
 import schedules
-from schedules import EPS, HIGHER, SCHEDULES, M, U, make_schedule
+from schedules import EPS, HIGHER, SCHEDULES, M, Target, U, make_schedule
 
 # T = 8. Written out from the paper's table with λ = 1 − 2k/8; rows k = 0, T/4, T/2, T/2 + 1, 3T/4, T.
 STEPS = (0, 2, 4, 5, 6, 8)
@@ -140,3 +141,150 @@ def test_two_files_to_copy():
         imports += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
         assert {name.split(".")[0] for name in imports} <= allowed
     assert (clipping.DYNAMIC_UPPER, clipping.DYNAMIC_LOWER) == (U, M)
+
+
+# ------------------------------------------------------------------------------------------------------------- entropy on a setpoint
+
+def test_targets_by_hand():
+    target = Target("0:1,0.25:0.6,0.5:1.1,1:0.2", total_steps=8)
+    assert [target(k, 2.0) for k in (0, 1, 2, 3, 4, 6, 8)] == pytest.approx([2, 1.6, 1.2, 1.7, 2.2, 1.3, 0.4])
+    assert target(9, 2.0) == target(8, 2.0)  # level after the last knot
+    late = Target("0.5:0.8,0.75:0.4", total_steps=8)
+    assert [late(k, 1.0) for k in (0, 4, 5, 6, 8)] == pytest.approx([0.8, 0.8, 0.6, 0.4, 0.4])  # and before the first
+    assert [Target("0:0.3,1:0.1", 10, in_nats=True)(k, 99.0) for k in (0, 5, 10)] == pytest.approx([0.3, 0.2, 0.1])
+    assert [Target("0.5:0.7", 10)(k, 2.0) for k in (0, 10)] == [1.4, 1.4]
+
+
+@pytest.mark.parametrize("name", schedules.TARGETS)
+def test_named_targets_start_where_the_run_does(name):
+    target = Target(name, total_steps=400)
+    assert target(0, 0.37) == 0.37
+    assert all(0.2 * 0.37 - 1e-12 <= target(k, 0.37) <= 1.3 * 0.37 + 1e-12 for k in range(401))
+
+
+@pytest.mark.parametrize("text, in_nats, message", [
+    ("wobble", False, "'wobble' is neither one of id, did, od, flat nor"),
+    ("", False, "'' is neither"),
+    ("0:1,0.5", False, "'0.5' is neither"),
+    ("0:1,0.5:high", False, "'0.5:high' is neither"),
+    ("0:1;1:0.5", False, "'0:1;1:0.5' is neither"),
+    ("0:1,1.5:0.2", False, "fraction of the run in '1.5:0.2'"),
+    ("nan:1", False, "fraction of the run in 'nan:1'"),
+    ("0:1,1:0", False, "entropy in '1:0'"),
+    ("0:1,1:nan", False, "entropy in '1:nan'"),
+    ("0:inf", False, "entropy in '0:inf'"),
+    ("0:1,0.5:1,0.5:2", False, "'0.5:2' follows 0.5"),
+    ("0:1,0.5:1,0.25:2", False, "'0.25:2' follows 0.5"),
+    ("did", True, "'did' is a shape in multiples"),
+])  # fmt: skip
+def test_target_errors_name_what_was_found(text, in_nats, message):
+    with pytest.raises(ValueError, match=message):
+        make_schedule("track", total_steps=10, target=text, target_nats=in_nats)
+
+
+def track(total_steps=200, **options):
+    return make_schedule("track", total_steps=total_steps, **options)
+
+
+def test_track_by_hand():
+    schedule = track(10, target="0:1,1:0.5", track_kp=2.0, track_ki=0.1)  # the update at step k leads to the entropy of step k + 1
+    assert schedule(0, 0.4) == (EPS, EPS) and schedule.gain == pytest.approx(2 * -0.05 + 0.1 * -0.05)
+    schedule(1, 0.3)  # e = 0.9 − 0.75
+    assert schedule.gain == pytest.approx(2 * 0.15 + 0.1 * (-0.05 + 0.15))
+    assert schedule.state_dict() == pytest.approx({"h_init": 0.4, "integral": 0.1})
+
+
+@pytest.mark.parametrize("actuator, gain, lines", [
+    ("gains", 0.4, (EPS, EPS)),
+    ("bounds", 0.0, ((-0.125, 0.35), EPS)),  # |u| / gain_max = 1/2: half U above
+    ("both", 0.4, ((-0.125, 0.35), EPS)),
+])  # fmt: skip
+def test_actuators(actuator, gain, lines):
+    schedule = track(target="flat", track_kp=1.0, track_ki=0.0, gain_max=0.8, actuator=actuator)
+    schedule(0, 1.0)
+    assert_lines(schedule(1, 0.6), lines)
+    assert schedule.gain == pytest.approx(gain)
+    below = (EPS, (-0.065, 0.25)) if actuator != "gains" else (EPS, EPS)
+    assert_lines(schedule(2, 1.4), below)  # u = −0.4: half M below
+    assert schedule.gain == pytest.approx(-gain)
+
+
+@pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "track"])
+def test_every_other_schedule_leaves_the_gain_at_0(name):
+    schedule = make_schedule(name, total_steps=10)
+    for step, entropy in enumerate([0.4, 0.01, 0.9]):
+        schedule(step, entropy)
+        assert schedule.gain == 0
+
+
+def plant(schedule, steps, authority=0.02, drift=-0.004):
+    """A policy reduced to its entropy, in nats: it falls by itself and u moves it, down to 0.15. Returns (H, u) of each step."""
+    history, entropy = [], 0.4
+    for step in range(steps):
+        schedule(step, entropy)
+        history.append((entropy, schedule.gain))
+        entropy = max(0.15, entropy + authority * schedule.gain + drift)
+    return history
+
+
+def test_on_a_first_order_plant_entropy_settles_on_a_level_target():
+    for authority in (0.01, 0.02, 0.08):  # per step and unit gain: 2.5% to 20% of the first entropy
+        entropies = [h for h, _ in plant(track(200, target="flat"), 200, authority)]
+        assert min(entropies) > 0.34 and max(entropies) < 0.43  # drift is caught, with little overshoot
+        assert all(abs(h - 0.4) < 0.002 for h in entropies[150:])  # the integral takes the whole constant error away
+
+
+def test_after_a_saturated_stretch_it_settles_without_windup():
+    """Half of the run on a target out of reach, far below and then far above: u sits at its limit. From there back to a reachable
+    level it must turn at once. With the error summed up all the while it would stay at the limit for dozens of steps more."""
+    for extreme in (0.05, 4.0):
+        schedule = track(400, target=f"0:1,0.01:{extreme},0.5:{extreme},0.51:1,1:1")
+        history = plant(schedule, 400, authority=0.006, drift=-0.003)
+        limit = -1 if extreme < 1 else 1
+        assert all(u == limit for _, u in history[20:200])
+        assert history[205][1] == -limit
+        back = next(k for k in range(205, 400) if abs(history[k][0] - 0.4) < 0.02)
+        assert all(abs(h - 0.4) < 0.04 for h, _ in history[back:])
+        assert all(abs(h - 0.4) < 0.01 for h, _ in history[-40:])
+
+
+def test_the_gain_never_leaves_its_range_and_the_integral_stays_bounded():
+    schedule = track(300, target="od", gain_max=0.5)
+    rng = random.Random(0)
+    for step in range(300):
+        schedule(step, rng.choice([0.01, 0.4, 3.0]))
+        assert -0.5 <= schedule.gain <= 0.5 and abs(schedule.integral) < 100
+
+
+def test_track_restored_in_the_middle_goes_on_the_same():
+    rng = random.Random(1)
+    entropies = [0.4 * rng.uniform(0.3, 1.4) for _ in range(40)]
+
+    def go(schedule, steps):
+        return [(schedule(k, entropies[k]), schedule.gain) for k in steps]
+
+    for cut in (1, 7, 39):
+        whole, first, second = (track(40, target="did", actuator="both") for _ in range(3))
+        want = go(whole, range(40))
+        got = go(first, range(cut))
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        assert got + go(second, range(cut, 40)) == want
+    fresh = track(40, target="did", actuator="both")
+    assert go(fresh, range(20, 40)) != want[20:]  # so the state matters
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (dict(gain_max=0.0), "gain_max"),
+    (dict(gain_max=1.5), "gain_max"),
+    (dict(track_kp=-1.0), "track_kp"),
+    (dict(track_ki=float("nan")), "track_ki"),
+    (dict(actuator="weights"), "unknown actuator 'weights'"),
+])  # fmt: skip
+def test_track_errors_name_what_is_wrong(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        track(**arguments)
+
+
+def test_track_refuses_an_entropy_that_is_not_a_number():
+    with pytest.raises(ValueError, match="entropy at step 3"):
+        track()(3, float("nan"))

@@ -9,6 +9,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clipping import (
     DYNAMIC_LOWER,
@@ -16,6 +18,7 @@ from clipping import (
     clipped_surrogate,
     entropy_change,
     lower_bound,
+    region_gains,
     region_masks,
     threshold,
     token_stats,
@@ -256,9 +259,9 @@ def test_the_dynamic_upper_bound_cannot_bind_for_likely_tokens():
 
 # ----------------------------------------------------------------------------------------- 5  training on one region's tokens only
 
-def train_on(region: int | None, seed: int, steps: int = 60) -> float:
-    """Change of mean entropy of a tabular softmax policy (32 states, 16 tokens) under GRPO with PPO's clip, only `region`'s tokens
-    trained, the denominator unchanged. Reward 1 for a fixed random third of each state's tokens."""
+def train(weigh, seed: int, steps: int = 60) -> float:
+    """Change of mean entropy of a tabular softmax policy (32 states, 16 tokens) under GRPO with PPO's clip, each token's term
+    weighted by weigh(region masks [4, N]), the denominator unchanged. Reward 1 for a fixed random third of each state's tokens."""
     generator = torch.Generator().manual_seed(seed)
     z = (torch.randn(32, 16, generator=generator) * 1.5).requires_grad_()
     right = torch.rand(32, 16, generator=generator) < 1 / 3
@@ -271,12 +274,13 @@ def train_on(region: int | None, seed: int, steps: int = 60) -> float:
             reward = right[state, token].double().view(32, 16)
             advantages = ((reward - reward.mean(1, keepdim=True)) / (reward.std(1, keepdim=True) + 1e-6)).flatten()
             old_logp, h, _ = token_stats(z[state], token)
-            keep = torch.ones_like(old_logp, dtype=torch.bool) if region is None else region_masks(old_logp, h, advantages)[region]
+            weights = weigh(region_masks(old_logp, h, advantages))
         for _ in range(4):
             logp = z[state].log_softmax(-1).gather(1, token[:, None])[:, 0]
-            loss, _ = clipped_surrogate(old_logp, logp, advantages, keep, (0.0, 0.2), (0.0, 0.2))
+            everything = torch.ones_like(old_logp, dtype=torch.bool)
+            loss, _ = clipped_surrogate(old_logp, logp, advantages, everything, (0.0, 0.2), (0.0, 0.2))
             optimizer.zero_grad()
-            (loss.sum() / len(loss)).backward()
+            ((loss * weights).sum() / len(loss)).backward()
             optimizer.step()
     return entropy(z).mean().item() - before
 
@@ -284,7 +288,7 @@ def train_on(region: int | None, seed: int, steps: int = 60) -> float:
 @pytest.mark.parametrize("region, sign", [(E1, -1), (E2, 1), (E3, 1), (E4, -1)], ids=["E1", "E2", "E3", "E4"])
 def test_training_on_one_region_moves_entropy_as_predicted(region, sign):
     """The controlled experiment of the paper's section 3: E1 and E4 lower entropy, E2 and E3 raise it, for every seed."""
-    changes = [train_on(region, seed) for seed in range(5)]
+    changes = [train(lambda masks: masks[region].double(), seed) for seed in range(5)]
     print(f"E{region + 1}: " + ", ".join(f"{change:+.3f}" for change in changes))
     assert all(change * sign > 0.05 for change in changes), changes
 
@@ -304,3 +308,70 @@ def test_the_policy_gradient_vanishes_with_entropy(z):
         gradient = p * (advantages - (p * advantages).sum())  # Σ_a p_a A(a) (e_a − p)
         assert gradient.norm() <= (p * norms).sum() + 1e-12
     assert (p * norms).sum() <= spread.clamp(min=0).sqrt() + 1e-12
+
+
+# ------------------------------------------------------------------------------------------ 7  gains on the regions as an actuator
+
+@settings(deadline=None)  # a busy machine is not a failure
+@given(st.integers(0, 2**31), st.integers(2, 30), st.floats(0.1, 8), st.lists(st.floats(-1, 1), min_size=2, max_size=6))
+def test_with_the_exact_boundary_predicted_entropy_grows_with_the_gain_for_any_batch(seed, vocabulary, scale, gains):
+    """d/du Σ −w(u) Â [f(a) − B] = Σ over the tokens in a region of |Â [f(a) − B]| ≥ 0: in E2 and E3 the weight grows and the term is
+    positive, in E1 and E4 it shrinks and the term is negative."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(50, vocabulary, generator=generator) * scale
+    logp, h, baseline = token_stats(z, torch.randint(vocabulary, (50,), generator=generator))  # any tokens, not only sampled ones
+    advantages = torch.randn(50, generator=generator)
+    masks, change = region_masks(logp, h, advantages, baseline), entropy_change(logp, h, baseline, advantages)
+    predicted = [(region_gains(masks, u) * change).sum().item() for u in sorted(gains)]
+    slope = change[masks.any(0)].abs().sum().item()
+    for (low, a), (high, b) in zip(zip(sorted(gains), predicted), list(zip(sorted(gains), predicted))[1:]):
+        assert b - a == pytest.approx((high - low) * slope, abs=1e-5 * (1 + slope))  # weights are float32
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_with_the_rule_a_gain_can_act_the_wrong_way(advantage):
+    """The token of the counterexample by hand (p = 0.4 of (0.5, 0.4, 0.1)), alone in its batch: asked for more entropy, the rule takes
+    weight from a token that raises it (E1), or gives weight to one that lowers it (E3). A real step confirms it."""
+    z = torch.tensor([0.5, 0.4, 0.1]).log()
+    stats, advantages = token_stats(z[None], torch.tensor([1])), torch.tensor([advantage])
+    gradient = advantage * (torch.tensor([0.0, 1.0, 0.0]) - z.softmax(-1))
+    moved = {}
+    for boundary, baseline in (("rule", None), ("exact", stats.baseline)):
+        masks = region_masks(stats.logp, stats.entropy, advantages, baseline)
+        down, up = (region_gains(masks, u).double() for u in (-0.5, 0.5))
+        moved[boundary] = entropy(z + 1e-3 * up * gradient) - entropy(z + 1e-3 * down * gradient)
+    assert moved["rule"] < -1e-6 and moved["exact"] > 1e-6
+
+
+def test_on_average_the_rule_acts_the_right_way_too(z):
+    """For sampled tokens a ~ p and advantages of either sign that do not depend on a: d/du = E|Â| (E|f| − B E[sgn f]) ≥ 0, since
+    B = E[f] ≤ E|f| and E[sgn f] ≤ 1. So the rule's errors cost authority, never its sign, until reward and token go together."""
+    logp, h, baseline = stats_of_all(z)
+    p, f = logp.exp(), token_term(logp, h)
+    slope = torch.zeros(())
+    for advantage in (1.0, -1.0):
+        advantages = torch.full_like(logp, advantage)
+        direction = region_gains(region_masks(logp, h, advantages), 1.0) - 1  # dw/du
+        slope += 0.5 * (p * direction * entropy_change(logp, h, baseline, advantages)).sum()
+    torch.testing.assert_close(slope, (p * f.abs()).sum() - baseline[0] * (p * torch.sign(logp + h)).sum(), atol=1e-12, rtol=0)
+    assert slope >= -1e-12
+
+
+def test_training_ends_at_more_entropy_the_larger_the_gain():
+    """By the rule, over whole runs and with clipping: the order holds for every seed."""
+    gains = (-1.0, -0.5, 0.0, 0.5, 1.0)
+    for seed in range(3):
+        changes = [train(lambda masks: region_gains(masks, u), seed) for u in gains]
+        print("u " + ", ".join(f"{u:+.1f}: {change:+.3f}" for u, change in zip(gains, changes)))
+        assert changes == sorted(changes) and changes[0] < changes[2] - 0.05 < changes[4] - 0.1
+
+
+def test_an_entropy_bonus_is_surprisal_above_entropy_as_an_advantage(z):
+    """∇H = E_{a ~ π_old}[ r (−ln p_a − H) ∇ ln p_a ], for any π_old: so an entropy bonus rewards surprising tokens (those of E2 and E4)
+    and punishes expected ones, whatever they lead to, where a gain on the regions only weighs what the reward says."""
+    logp, h, _ = stats_of_all(z)
+    old = (z + 0.3 * torch.randn(len(z), generator=torch.Generator().manual_seed(3))).softmax(-1)
+    p = logp.exp()
+    weight = old * (p / old) * (-logp - h)
+    score = weight - weight.sum() * p  # Σ_a weight_a (e_a − p)
+    torch.testing.assert_close(score, -p * (logp + h), atol=1e-12, rtol=0)

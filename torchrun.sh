@@ -53,6 +53,8 @@ case "${1:-}" in
   python) shift; exec .venv/bin/python "$@" ;;
 esac
 
+.venv/bin/python config.py "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
+case " $* " in *" --help "* | *" -h "*) exit ;; esac
 processes=${NPROC_PER_NODE:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo 2)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [ "${NNODES:-1}" -gt 1 ]; then
@@ -60,4 +62,6 @@ if [ "${NNODES:-1}" -gt 1 ]; then
 else
   where=(--standalone)
 fi
-exec .venv/bin/python -m torch.distributed.run "${where[@]}" --nproc_per_node "$processes" grpo.py "$@"
+# the batch scheduler's warnings go on to the ranks, which then have ten minutes to finish a step and save
+signals=(--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600)
+exec .venv/bin/python -m torch.distributed.run "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" grpo.py "$@"

@@ -1,0 +1,107 @@
+"""What the ranks of one job share: how they start, what each of them does, and how they end together."""
+
+import ctypes
+import hashlib
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+
+def init_distributed(timeout_minutes: float) -> torch.device:
+    """One process group, from torchrun's variables or, without torchrun, of this process alone. `timeout_minutes`: of a collective."""
+    if sys.platform == "linux":  # kill -9 of torchrun would leave its ranks running: ask the kernel to end them with their parent
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=29571).items():
+        os.environ.setdefault(name, str(value))
+    timeout = timedelta(minutes=timeout_minutes)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
+        return torch.device("cuda", torch.cuda.current_device())
+    dist.init_process_group("gloo", timeout=timeout)
+    return torch.device("cpu")
+
+
+def seed_of(*parts) -> int:
+    """A 32-bit seed from e.g. (seed, step, rank). Rollouts and mini-batches depend on nothing else, so a run can be resumed."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
+
+
+def my_share(items: list, rank: int, world_size: int) -> list:
+    """This rank's contiguous, nearly equal share, so that the ranks' shares in rank order are `items` again."""
+    return items[len(items) * rank // world_size : len(items) * (rank + 1) // world_size]
+
+
+def gather(items: list) -> list:
+    """All ranks' lists joined in rank order, on every rank."""
+    parts = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, items)
+    return [item for part in parts for item in part]
+
+
+def print0(text: str) -> None:
+    """Print on rank 0 only; works before the process group exists."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, flush=True)
+
+
+class StopRequest:
+    """Remembers a SIGTERM or SIGUSR1, which a batch scheduler sends before it kills, until a step is done."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number, frame) -> None:
+        self.signal = number
+
+    def agreed(self) -> int:
+        """The signal that any rank has got, 0 for none; the same on every rank. A collective."""
+        seen = torch.tensor(self.signal)
+        dist.all_reduce(seen, dist.ReduceOp.MAX)
+        return int(seen)
+
+
+class Phases:
+    """Seconds spent in each phase of a step, and an end to a phase that never ends:
+
+        phases = Phases(limit_minutes=30)
+        phases.begin_step(0)
+        with phases("rollout"): ...
+        phases.seconds  # {"rollout": 1.5}
+
+    A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase named: on GPUs a
+    collective that waits for a dead rank would otherwise end with a bare abort, and generation that hangs would not end at all."""
+
+    def __init__(self, limit_minutes: float):
+        self.limit = 60 * limit_minutes
+        self.step, self.phase, self.since, self.seconds = 0, "start", time.monotonic(), {}
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def begin_step(self, step: int) -> None:
+        self.step, self.seconds = step, {}
+
+    @contextmanager
+    def __call__(self, phase: str):
+        self.phase, self.since = phase, time.monotonic()
+        yield  # no finally: after an exception the phase stays, for `where`
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - self.since
+        self.phase, self.since = f"after {phase}", time.monotonic()
+
+    @property
+    def where(self) -> str:
+        return f"rank {os.environ.get('RANK', '0')}, step {self.step}, phase {self.phase}"
+
+    def _watch(self) -> None:
+        while time.monotonic() - self.since < self.limit:
+            time.sleep(min(1.0, self.limit / 10))
+        print(f"grpo.py: error: {self.where}: not done after {self.limit / 60:g} minutes (--timeout-minutes)", file=sys.stderr, flush=True)
+        os._exit(1)
