@@ -295,6 +295,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
             weights = importance_weights(old_logp, sampler_logp, rollouts.lengths, is_level, cfg.is_cap)
+            mean_weight = weights.mean().item()
             if kept_regions is not None:
                 weights = weights * regions[kept_regions].any(0)
             loss_mask = [torch.full((n,), done or not cfg.mask_truncated) for n, done in zip(rollouts.lengths, rollouts.finished)]
@@ -317,7 +318,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
         logger.log({
             "step": step, "entropy": policy_entropy, **rollout_report, **update_report,
             "overlong_penalty": penalties.mean().item(), "sampler_mismatch": mismatch,
-            "importance_weight": weights.mean().item(), "lr": optimizer.param_groups[0]["lr"], "upper": upper, "lower": lower,
+            "importance_weight": mean_weight, "lr": optimizer.param_groups[0]["lr"], "upper": upper, "lower": lower,
             "schedule_state": schedule.state_dict(), **region_report, "seconds": {**phases.seconds, "step": seconds},
             "tokens_per_second": len(old_logp) / seconds,
         })  # fmt: skip

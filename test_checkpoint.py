@@ -28,7 +28,7 @@ def score(golds, completions):
     step, rank, action = os.environ.get("SABOTAGE", "0 0 none").split()
     if (calls, os.environ["RANK"]) == (int(step), rank):
         if action == "inf":
-            return [3e38 * (-1) ** i for i in range(len(golds))]  # finite, but their mean and spread are not
+            return [3e38 if i % 3 else 0.0 for i in range(len(golds))]  # finite, but their mean is not
         os.kill(os.getpid(), getattr(signal, action))
     return rewards.score(golds, completions)
 """

@@ -69,11 +69,18 @@ OPTIMIZERS = {
 }
 
 
+def loss_weights(tied: bool) -> list[torch.Tensor]:
+    """Ones for the tied model: plain GRPO. For the untied one what importance weights and regions may make of them, zeros too."""
+    lengths = fixed_batch()[0].lengths
+    generator = torch.Generator().manual_seed(1)
+    return [torch.ones(n) if tied else (3 * torch.rand(n, generator=generator) - 1).clamp(min=0) for n in lengths]
+
+
 def plain_grpo_update(tied: bool, optimizer: str) -> dict[str, torch.Tensor]:
     """The same update as `update` with the static schedule, written out with nothing of this repository's but its shuffling seed:
     one row at a time, whole logits, PPO's clip at 0.2 on both sides."""
     rollouts, old_logp, advantages = fixed_batch()
-    model = fixed_model(tied)
+    model, weights = fixed_model(tied), loss_weights(tied)
     optimizer = OPTIMIZERS[optimizer](model.parameters())
     for epoch in range(2):
         order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of(0, 7, "epoch", epoch)))
@@ -85,7 +92,7 @@ def plain_grpo_update(tied: bool, optimizer: str) -> dict[str, torch.Tensor]:
                 logp = logits.log_softmax(-1)[range(len(response)), response]
                 ratio = torch.exp(logp - old_logp[i])
                 surrogate = torch.min(ratio * advantages[i], torch.clamp(ratio, 1 - 0.2, 1 + 0.2) * advantages[i])
-                loss, tokens = loss - surrogate.sum(), tokens + len(response)
+                loss, tokens = loss - (weights[i] * surrogate).sum(), tokens + len(response)
             optimizer.zero_grad()
             (loss / tokens).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -119,7 +126,7 @@ def updates_on_these_ranks(directory: Path) -> None:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mesh = init_device_mesh("cpu", (1, world_size), mesh_dim_names=("replicate", "shard"))
     rollouts, old_logp, advantages = fixed_batch()
-    mask, ones = ([torch.ones(n, dtype=dtype) for n in rollouts.lengths] for dtype in (torch.bool, torch.float32))
+    mask = [torch.ones(n, dtype=torch.bool) for n in rollouts.lengths]
     results = {}
     for tied in (True, False):
         model = directory / f"model-{tied}"
@@ -132,7 +139,8 @@ def updates_on_these_ranks(directory: Path) -> None:
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             lines = (0.0, 0.2), (0.0, 0.2)
             report = update(
-                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, ones, *lines, cfg, 7, device
+                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, loss_weights(tied), *lines, cfg,
+                7, device,
             )
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors(torch.float32)), report
     if rank == 0:
@@ -202,9 +210,12 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(p) + "\n" for p in tiny.problems(16, seed=0)))
     torchrun("grpo.py", "--preset", "paper", "--model", tmp_path / "model", "--data", tmp_path / "math.jsonl", "--total-steps", 2,
              "--prompts-per-step", 4, "--group-size", 2, "--mini-batches", 2, "--max-prompt-tokens", 64, "--max-response-tokens", 24,
-             "--schedule", "od", "--update-regions", "E2,E3", "--output", tmp_path / "run")  # fmt: skip
+             "--schedule", "od", "--update-regions", "E2,E3", "--is-correction", "sequence", "--dynamic-sampling", 2, "--overlong-buffer", 8,
+             "--check-sync", "--output", tmp_path / "run")  # fmt: skip
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert len(lines) == 2 and lines[0]["entropy"] == pytest.approx(11.9, abs=0.2)  # ln 151,936 = 11.93: a random model
+    assert lines[0]["sampling_attempts"] == 2 and -1 <= lines[0]["overlong_penalty"] < -0.9  # it never is right, nor stops
+    assert lines[0]["importance_weight"] == pytest.approx(1, abs=1e-3)
     assert lines[0]["schedule_state"] == {"raising": False, "h_init": lines[0]["entropy"]}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").dtype == torch.bfloat16  # as it came
 

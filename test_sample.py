@@ -23,7 +23,9 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 import tiny
-from sample import HFSampler, Sampling, eos_ids, make_sampler, sampling_logp
+from grpo import SYNC_TOLERANCE
+from rollout import sampler_mismatch
+from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, sampling_logp
 
 CPU = torch.device("cpu")
 VOCAB, EOS, MAX_LEN = 64, [1, 2], 256
@@ -278,6 +280,8 @@ def test_vllm_and_an_fsdp2_trainer_on_two_ranks(tmp_path):
     results = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(2)]
     for rank in results:
         assert set(rank) == {"tied", "untied"}
+        for fault, mismatch in rank["tied"].pop("mean mismatch").items():  # what --check-sync looks at
+            assert (mismatch < SYNC_TOLERANCE[torch.float32]) == (fault == "none"), (fault, mismatch)
         for difference in rank.values():
             assert difference["at the start"] < 1e-4
             assert difference["sync skipped"] > 1.0  # a stale sampler is seen
@@ -317,6 +321,7 @@ def two_ranks(directory: Path) -> None:
         if rank == 0:
             make_model(seed=0, tied=tied).save_pretrained(path)
         dist.barrier()
+        CPU_OPTIONS["block_size"] = 32  # so that a stale cache of these prompts shows
         policy, sampler = build_policy(str(path), mesh, temperature=1.0), vllm_sampler(path)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.01)
 
@@ -342,9 +347,35 @@ def two_ranks(directory: Path) -> None:
         result["synced"] = difference(*rollout()[1:])
         result["synced, temperature 0.7"] = difference(*rollout(0.7)[1:], 0.7)
         results["tied" if tied else "untied"] = result
+        if tied:
+            policy.temperature = 1.0
+            result["mean mismatch"] = mismatches(sampler, policy, optimizer, rollout)
     dist.barrier()
     sampler.close()  # takes the process group down
     (directory / f"rank{rank}.json").write_text(json.dumps(results))
+
+
+def mismatches(sampler, policy, optimizer, rollout) -> dict[str, float]:
+    """Mean |log π_train − log π_sampler| after an optimizer step and a sync with one fault."""
+    found = {}
+    for fault in ("none", "no sync", "prefix cache not reset", "stale tied head"):
+        stale = [(name, tensor.clone()) for name, tensor in policy.full_tensors(torch.float32)]
+        policy(rollout()[1]).mean().neg().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        fresh = list(policy.full_tensors(torch.float32))
+        head = ("model.embed_tokens.weight", "lm_head.weight")
+        with pytest.MonkeyPatch.context() as patch:
+            if fault == "prefix cache not reset":
+                patch.setattr(sampler.llm, "reset_prefix_cache", lambda: True)
+            if fault != "no sync":
+                sampler.sync(old if fault == "stale tied head" and old[0] in head else new for old, new in zip(stale, fresh))
+            _, batch, logps = rollout()
+            with torch.no_grad():
+                found[fault] = sampler_mismatch(policy(batch), logps)["mean"]
+            sampler.sync(fresh)
+        sampler.llm.reset_prefix_cache()
+    return found
 
 
 def alone(directory: Path) -> None:
