@@ -91,7 +91,7 @@ def _read(source: str, split: str, config: str | None = None) -> tuple[list[tupl
             try:
                 golds[pair] = rewards.check_gold(pair[1])
                 if not pair[0]:
-                    raise ValueError("the problem is empty")
+                    raise ValueError("the problem is empty or no text")
             except ValueError as error:
                 bad.append(f"row {row}: {error}")
                 continue
@@ -122,10 +122,11 @@ def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, st
             yield _problem_text(problem), _answer_text(answer, columns[1])
 
 
-def _problem_text(problem: str | list[dict] | None) -> str:
-    if isinstance(problem, list):
-        problem = next((message["content"] for message in reversed(problem) if message["role"] == "user"), None)
-    return _unwrap(str(problem or "").strip())
+def _problem_text(problem: object) -> str:
+    if isinstance(problem, list):  # a chat
+        turns = [turn for turn in problem if isinstance(turn, dict) and turn.get("role") == "user"]
+        problem = turns[-1].get("content") if turns else None
+    return _unwrap(problem.strip()) if isinstance(problem, str) else ""
 
 
 def _answer_text(answer: object, column: str) -> str | None:

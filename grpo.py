@@ -42,6 +42,7 @@ from checkpoint import Checkpointer, latest
 from clipping import Line, clipped_surrogate
 from config import Config, parse_config
 from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
+from memory import check_memory
 from metrics import Logger, read_lines, region_metrics
 from policy import Policy, build_policy
 from rollout import Rollouts, collect, importance_weights, overlong_penalty, sampler_mismatch
@@ -192,7 +193,7 @@ def make_run_directory(cfg: Config) -> Path:
     return choice[0]
 
 
-def load_problems(cfg: Config) -> tuple[str, object, list[dict]]:
+def load_problems(cfg: Config, device: torch.device) -> tuple[str, object, list[dict]]:
     """(model directory or id, tokenizer, problems with `prompt_ids`). Raises ValueError for what the user can mend."""
     model = cfg.model
     if model == "tiny":
@@ -211,6 +212,7 @@ def load_problems(cfg: Config) -> tuple[str, object, list[dict]]:
             f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more than the "
             f"{context} positions of {model} (max_position_embeddings)"
         )
+    check_memory(model, int(os.environ["LOCAL_WORLD_SIZE"]), cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
     if len(problems) < cfg.prompts_per_step:
         raise ValueError(f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}")
@@ -226,7 +228,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
         reward = rewards.load_reward(cfg.reward)
         if world_size % cfg.vllm_tp:
             raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
-        model, tokenizer, problems = load_problems(cfg)
+        model, tokenizer, problems = load_problems(cfg, device)
         directory = make_run_directory(cfg)
     except ValueError as error:
         die(error)

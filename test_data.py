@@ -2,6 +2,8 @@
 
 import csv
 import json
+import tempfile
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,6 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import data
+import rewards
 import tiny
 from data import BOXED, batch_indices, encode_problems, encode_prompt, load_benchmark, load_problems
 
@@ -135,6 +138,29 @@ def test_bad_sources_are_refused(tmp_path, monkeypatch, name, text, message):
     with pytest.raises(ValueError, match=message) as caught:
         load_problems(name)
     assert "\n" not in str(caught.value)
+
+
+CELLS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.sampled_from(["7", "\\\\frac12", "#### 3", "\\\\boxed{"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["role", "content", "ground_truth"]), inner, max_size=2),
+    max_leaves=4,
+)
+ROWS = st.dictionaries(st.sampled_from(["problem", "prompt", "answer", "solution", "reward_model", "x"]), CELLS, max_size=3)
+FILES = st.lists(ROWS, max_size=3).map(lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()) | st.binary(max_size=60)
+
+
+@settings(deadline=None, max_examples=60)
+@given(FILES, st.sampled_from(["jsonl", "json", "csv", "parquet"]))
+def test_whatever_is_in_a_file_it_is_problems_or_one_line(content, ending):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, f"data.{ending}")
+        path.write_bytes(content)
+        try:
+            problems = load_problems(str(path))
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert all(problem["problem"] and rewards.check_gold(problem["answer"]) for problem in problems)
 
 
 def test_an_unknown_benchmark_is_refused():
