@@ -1,0 +1,347 @@
+r"""Evaluate models on math benchmarks: avg@n, pass@k and majority@n with confidence intervals, every completion kept.
+
+    python evaluate.py --model Qwen/Qwen2.5-Math-7B runs/paper-id-seed0/model --benchmarks aime24,aime25 --out runs/aime
+    torchrun --nproc_per_node 8 evaluate.py --model ...        # the same, with the questions split over 8 GPUs
+    python evaluate.py --rescore --out runs/aime               # after a change of rewards.py: nothing is generated again
+    python evaluate.py --compare runs/a/results.json runs/b/results.json --out runs/both
+
+avg@n      the mean reward of a question's n completions, and of that the mean over questions
+pass@k     the chance that k of them, drawn without replacement, hold a right one (unbiased: Chen et al. 2021, arXiv 2107.03374)
+maj@n      the most frequent answer is right; each of t answers that tie counts 1/t. Answers are the same if their normalised texts
+           are. A completion without an answer has no vote
+no box     share of completions without a closed box; cut off: share that reached the length limit
+[a, b]     95%: percentile bootstrap over questions; for two models over the questions' differences
+
+In --out: samples.jsonl (the settings, then a line per question with all its completions and verdicts), results.json and passk.png.
+An interrupted run goes on where it was when it is started again, and ends with the samples that it would have had (on the same
+number of ranks). Sampling follows arXiv 2602.09782.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+from transformers import AutoConfig, AutoTokenizer
+
+import rewards
+import tiny
+from data import BENCHMARKS, encode_prompt, load_benchmark
+from distributed import gather, init_distributed, seed_of
+from grpo import CACHE
+from plots import plt
+from sample import Sampling, make_sampler
+
+ROWS = 1024  # completions that a rank makes between two writes
+MAX_NEW_TOKENS = 4096  # by default, where the models' contexts have room for them
+
+
+def pass_at_k(n: int, correct: int, k: int) -> float:
+    """1 − C(n − correct, k) / C(n, k), as a product so that nothing overflows."""
+    return 1.0 if n - correct < k else 1.0 - float(np.prod(1.0 - k / np.arange(n - correct + 1, n + 1)))
+
+
+def majority(answers: list[str | None], correct: list[bool]) -> float:
+    """The share of right ones among the most frequent answers (one, or several that tie); 0 where nothing was answered."""
+    votes = Counter(answer for answer in answers if answer is not None)
+    right = {answer for answer, ok in zip(answers, correct) if ok}
+    winners = [answer for answer, count in votes.items() if count == max(votes.values())]
+    return sum(answer in right for answer in winners) / max(1, len(winners))
+
+
+def bootstrap(values: np.ndarray, draws: int = 4000, seed: int = 0) -> list[list[float]]:
+    """[metrics, questions] -> [mean, low, high] of each metric: its mean over questions and that mean's 95% interval."""
+    n = values.shape[1]
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n  # [draws, questions]
+    low, high = np.percentile(values @ weights.T, [2.5, 97.5], axis=1)
+    return np.stack([values.mean(1), low, high], axis=1).tolist()
+
+
+def per_question(stats: dict) -> dict[str, np.ndarray]:
+    """Every metric's value on every question; k = 2, 4, 8, … and n (pass@1 is avg)."""
+    n, correct = stats["samples"], stats["correct"]
+    ks = sorted({2**i for i in range(1, n.bit_length())} | {n}) if n > 1 else []
+    passes = {f"pass@{k}": np.array([pass_at_k(n, c, k) for c in correct]) for k in ks}
+    return {"avg": np.array(correct) / n, **passes, f"maj@{n}": np.array(stats["majority"])}
+
+
+def summarize(rows: list[dict], data: str) -> dict:
+    """The statistics of one model on one benchmark, from its lines of samples.jsonl. `data`: the hash of the questions."""
+    rows = sorted(rows, key=lambda row: row["question"])
+    completions = [c for row in rows for c in row["completions"]]
+    shares = {reason: count / len(completions) for reason, count in Counter(c["reason"] for c in completions).most_common()}
+    right = [[c["reward"] == 1 for c in row["completions"]] for row in rows]
+    stats = {
+        "questions": len(rows), "samples": len(right[0]), "data": data, "reasons": shares,
+        "no_box": shares.get("no_box", 0.0) + shares.get("unclosed", 0.0),
+        "truncated": sum(not c["finished"] for c in completions) / len(completions),
+        "tokens": sum(c["tokens"] for c in completions) / len(completions),
+        "correct": [sum(one) for one in right],
+        "majority": [majority([c["answer"] for c in row["completions"]], one) for row, one in zip(rows, right)],
+    }  # fmt: skip
+    values = per_question(stats)
+    return stats | {"metrics": dict(zip(values, bootstrap(np.stack(list(values.values())))))}
+
+
+def differences(models: dict[str, dict]) -> dict[str, dict]:
+    """{model: {benchmark: {metric: [mean, low, high]}}} of the models minus the first, wherever both have the benchmark and metric.
+    Raises ValueError where they were not asked the same questions."""
+    (first, base), *others = models.items()
+    found = {model: {} for model, _ in others}
+    for model, benchmarks in others:
+        for name in [name for name in base if name in benchmarks]:
+            if base[name]["data"] != benchmarks[name]["data"]:
+                raise ValueError(f"{first} and {model} were asked different {name} questions: evaluate one of them again")
+            a, b = per_question(base[name]), per_question(benchmarks[name])
+            common = [metric for metric in a if metric in b]
+            found[model][name] = dict(zip(common, bootstrap(np.stack([b[metric] - a[metric] for metric in common]))))
+    return found
+
+
+def report(models: dict[str, dict], out: Path) -> None:
+    """Print the tables; write results.json and passk.png. Raises ValueError as `differences` does."""
+    results = {"models": models, "differences": differences(models)}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results) + "\n")
+    for model, benchmarks in models.items():
+        first = next(iter(benchmarks.values()))
+        heads = "".join(f"{head:>9}" for head in [*list(first["metrics"])[1:], "no box", "cut off", "tokens"])
+        print(f"\n{model}\n  {'%':12}{'questions':>9}  {'avg@' + str(first['samples']):20}{heads}")
+        for name, stats in benchmarks.items():
+            (mean, low, high), *others = stats["metrics"].values()
+            shares = "".join(f"{100 * x:9.1f}" for x in [*(other[0] for other in others), stats["no_box"], stats["truncated"]])
+            average = f"{100 * mean:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+            print(f"  {name:12}{stats['questions']:9}  {average:20}{shares}{stats['tokens']:9.1f}")
+    for model, benchmarks in results["differences"].items():
+        print(f"\n{model}\n  minus {next(iter(models))}, question by question")
+        for name, metrics in benchmarks.items():
+            cells = (f"{metric} {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for metric, (mean, low, high) in metrics.items())
+            print(f"  {name:12}{'  '.join(cells)}")
+    plot_passk(models, out / "passk.png")
+    print(f"\n{out / 'results.json'}  {out / 'passk.png'}", flush=True)
+
+
+def plot_passk(models: dict[str, dict], path: Path) -> None:
+    """pass@k over k with its interval: a panel for each benchmark, a line for each model."""
+    names = list(dict.fromkeys(name for benchmarks in models.values() for name in benchmarks))
+    figure, axes = plt.subplots(1, len(names), figsize=(max(5, 3.6 * len(names)), 4), squeeze=False, constrained_layout=True)
+    for axis, name in zip(axes[0], names):
+        for i, (model, benchmarks) in enumerate(models.items()):
+            metrics = benchmarks[name]["metrics"] if name in benchmarks else {}
+            points = {int(metric.partition("@")[2] or 1): value for metric, value in metrics.items() if metric[:3] != "maj"}
+            mean, low, high = np.reshape(list(points.values()), (-1, 3)).T
+            axis.plot(list(points), mean, "o-", color=f"C{i}", markersize=3, label=model)
+            axis.fill_between(list(points), low, high, color=f"C{i}", alpha=0.15, linewidth=0)
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.set(title=name, xlabel="k", ylim=(0, 1))
+        axis.grid(alpha=0.3)
+    axes[0, 0].set_ylabel("pass@k")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def read_results(paths: list[str]) -> dict[str, dict]:
+    """The models of several results.json together. Raises ValueError if a file is none of ours."""
+    models = {}
+    for path in paths:
+        try:
+            found = json.loads(Path(path).read_text())["models"]
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{path} is not a results.json of evaluate.py") from None
+        models |= {model if model not in models else f"{model} ({path})": benchmarks for model, benchmarks in found.items()}
+    return models
+
+
+def read_samples(path: Path) -> Iterator[dict]:
+    """The settings, then a line per question. A half-written last line is skipped. Raises ValueError for any other broken one."""
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.endswith(b"\n"):
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise ValueError(f"{path} line {number} is not JSON: remove it") from None
+
+
+def summarize_samples(path: Path) -> dict[str, dict]:
+    """{model: {benchmark: statistics}} of what samples.jsonl holds."""
+    lines, groups = read_samples(path), {}
+    settings = next(lines)
+    for row in lines:
+        row["completions"] = [{key: c[key] for key in c if key != "text"} for c in row["completions"]]  # texts may be gigabytes
+        groups.setdefault(row["model"], {}).setdefault(row["benchmark"], []).append(row)
+    return {model: {b: summarize(rows, settings["benchmarks"][b]) for b, rows in groups[model].items()} for model in groups}
+
+
+def score(rows: list[dict]) -> list[dict]:
+    """The rows with the "reward", "reason" and "answer" of each completion."""
+    golds = [row["answer"] for row in rows for _ in row["completions"]]
+    results = iter(rewards.score(golds, [c["text"] for row in rows for c in row["completions"]], deadline=600.0))
+    return [row | {"completions": [c | next(results)._asdict() for c in row["completions"]]} for row in rows]
+
+
+def rescore(path: Path) -> None:
+    """Give every completion in samples.jsonl the verdict that rewards.py gives it now."""
+    lines, scratch = read_samples(path), path.with_suffix(".tmp")
+    with open(scratch, "w") as file:
+        file.write(json.dumps(next(lines)) + "\n")
+        while rows := list(islice(lines, 100)):
+            file.writelines(json.dumps(row) + "\n" for row in score(rows))
+    scratch.replace(path)
+
+
+def open_samples(path: Path, settings: dict) -> set[tuple]:
+    """Begin samples.jsonl, or make it ready to go on: (model, benchmark, question) of what it has. Raises ValueError if it was made
+    with other settings."""
+    lines = read_samples(path) if path.exists() else iter(())
+    found = next(lines, None)
+    if found is None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(settings) + "\n")
+        return set()
+    for name in settings:
+        if found.get(name) != settings[name]:
+            raise ValueError(f"{path} was made with {name} {found.get(name)}, not {settings[name]}: repeat that, or give another --out")
+    done = {(row["model"], row["benchmark"], row["question"]) for row in lines}
+    os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a half-written last line
+    return done
+
+
+def directory_of(model: str) -> str:
+    return str(tiny.ensure_model(CACHE)) if model == "tiny" else model
+
+
+def fingerprint(directory: str) -> str:
+    """What tells two models of one name apart: the hub's commit, or a hash of the files in a directory."""
+    if not Path(directory).is_dir():
+        return AutoConfig.from_pretrained(directory)._commit_hash
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".jinja")):
+        with open(path, "rb") as file:
+            digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
+
+
+def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple], Sampling, int]:
+    """({model: its questions}, those answered before, sampling, max_len). Raises ValueError or OSError for what the user can mend."""
+    names = [spec.partition("=")[0] for spec in args.benchmarks.split(",")]
+    if len(set(names)) < len(names) or len(set(args.model)) < len(args.model):
+        raise ValueError("a model or a benchmark is named twice: give each once, and files of your own different names (NAME=PATH)")
+    if args.samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {args.samples}")
+    benchmarks = dict(zip(names, map(load_benchmark, args.benchmarks.split(","))))
+    asked, context = {}, sys.maxsize
+    for model in args.model:
+        tokenizer, config = (auto.from_pretrained(directory_of(model)) for auto in (AutoTokenizer, AutoConfig))
+        context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
+        asked[model] = [
+            {"model": model, "benchmark": name, "question": i, **row, "prompt_ids": encode_prompt(tokenizer, row["problem"])}
+            for name, rows in benchmarks.items() for i, row in enumerate(rows)
+        ]  # fmt: skip
+    longest = max(len(row["prompt_ids"]) for rows in asked.values() for row in rows)
+    sampling = Sampling(args.max_new_tokens or min(MAX_NEW_TOKENS, max(1, context - longest)), args.temperature, args.top_p, args.top_k)
+    if longest + sampling.max_new_tokens > context:
+        raise ValueError(f"the longest prompt has {longest} tokens, and a context has {context}: --max-new-tokens {context - longest} at most")
+    settings = {
+        "models": {model: fingerprint(directory_of(model)) for model in args.model},
+        "benchmarks": {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] for name, rows in benchmarks.items()},
+        "samples": args.samples, "sampling": vars(sampling), "seed": args.seed, "sampler": args.sampler,
+    }  # fmt: skip
+    done = open_samples(Path(args.out, "samples.jsonl"), settings)
+    print(f"{sum(map(len, asked.values()))} questions × {args.samples} completions of at most {sampling.max_new_tokens} tokens, "
+          f"{len(done)} questions done before", flush=True)  # fmt: skip
+    return asked, done, sampling, longest + sampling.max_new_tokens
+
+
+def generate(
+    args: argparse.Namespace, asked: dict[str, list[dict]], done: set[tuple], sampling: Sampling, max_len: int, device: torch.device
+) -> None:
+    """Answer the questions, chunk by chunk, each rank its share of a chunk; rank 0 appends them to samples.jsonl. Chunks and seeds
+    do not depend on what is done already, so an interruption changes nothing."""
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    size = max(1, ROWS // args.samples) * world_size
+    is_done = lambda row: (row["model"], row["benchmark"], row["question"]) in done
+    bar = tqdm(total=sum(map(len, asked.values())), unit="question", disable=rank > 0, dynamic_ncols=True)
+    sampler = None
+    for model, rows in asked.items():
+        chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
+        if not all(map(is_done, rows)):
+            tokenizer = AutoTokenizer.from_pretrained(directory_of(model))
+            sampler = make_sampler(
+                args.sampler, directory_of(model), device=device, dtype=dtype, max_len=max_len, seed=args.seed, gpu_memory=0.85
+            )
+        for chunk in chunks:
+            if not all(map(is_done, chunk)):
+                mine = chunk[rank::world_size]
+                seed = seed_of(args.seed, chunk[0]["benchmark"], chunk[0]["question"], rank)
+                groups = sampler.generate([row["prompt_ids"] for row in mine], args.samples, sampling, seed)
+                answered = score([
+                    row | {"completions": [
+                        {"text": tokenizer.decode(c.token_ids, skip_special_tokens=True), "tokens": len(c.token_ids), "finished": c.finished}
+                        for c in group
+                    ]} for row, group in zip(mine, groups, strict=True)
+                ])  # fmt: skip
+                answered = gather(answered) if dist.is_initialized() else answered
+                if rank == 0:
+                    with open(Path(args.out, "samples.jsonl"), "a") as file:
+                        file.writelines(json.dumps(row) + "\n" for row in answered if not is_done(row))
+            bar.update(len(chunk))
+        if sampler:
+            sampler.sleep()  # room for the next model on the GPU
+    bar.close()
+    if sampler:
+        sampler.close()
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", nargs="+", help="directories or hub ids of models, or tiny: the built-in one")
+    what.add_argument("--rescore", action="store_true", help="score the completions in --out again")
+    what.add_argument("--compare", nargs="+", metavar="RESULTS", help="results.json files to show together")
+    parser.add_argument("--benchmarks", default=",".join(BENCHMARKS), help="names with commas between them: these, tiny, or NAME=PATH, a local file")
+    parser.add_argument("--samples", type=int, default=32, help="n, completions of each question")
+    parser.add_argument("--max-new-tokens", type=int, help=f"longer completions are cut off; none: {MAX_NEW_TOKENS}, or what a shorter context leaves")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
+    parser.add_argument("--top-p", type=float, default=0.8, help="1: off")
+    parser.add_argument("--top-k", type=int, default=20, help="0: off")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling")
+    parser.add_argument("--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed")
+    parser.add_argument("--out", default="runs/evaluation", help="directory of the results")
+    args = parser.parse_args(argv)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if "RANK" in os.environ:  # torchrun's
+        device = init_distributed(timeout_minutes=600)
+    rank, out = int(os.environ.get("RANK", 0)), Path(args.out)
+    try:
+        if args.model:
+            plan = [prepare(args) if rank == 0 else None]
+        elif args.rescore:
+            rescore(out / "samples.jsonl")
+            report(summarize_samples(out / "samples.jsonl"), out)
+        else:
+            report(read_results(args.compare), out)
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"evaluate.py: error: {' '.join(str(error).split())}\n")
+    if args.model:
+        if dist.is_initialized():
+            dist.broadcast_object_list(plan)
+        generate(args, *plan[0], device)  # the last collective: vLLM takes the process group down
+        if rank == 0:
+            report(summarize_samples(out / "samples.jsonl"), out)
+
+
+if __name__ == "__main__":
+    main()
