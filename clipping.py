@@ -179,7 +179,7 @@ class _TokenLogp(torch.autograd.Function):
         for i in range(0, len(tokens), ctx.chunk):
             j = i + ctx.chunk
             log_p = _logits(hidden[i:j], head, ctx.temperature).sub_(log_z[i:j, None])
-            d = log_p.exp().neg_() if entropy is not None else log_p.exp_().neg_()  # −p
+            d = log_p.exp().neg_()  # −p
             if entropy is not None:
                 entropy_d = log_p.clamp_(min=torch.finfo(d.dtype).min).add_(entropy[i:j, None]).mul_(d)  # −p (ln p + H)
             d.scatter_add_(-1, tokens[i:j, None], torch.ones_like(d[:, :1]))  # 1[x = a] − p

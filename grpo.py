@@ -19,6 +19,7 @@ Every rank keeps the whole rollout batch (token ids and three numbers per token)
 rollout metrics are computed alike everywhere, and the result does not depend on the number of ranks or the micro-batch size.
 """
 
+import json
 import math
 import os
 import signal
@@ -183,6 +184,9 @@ def make_run_directory(cfg: Config) -> Path:
             choice = [ValueError(f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it")]
         else:
             path.mkdir(parents=True, exist_ok=True)
+            if cfg.resume:
+                changes = cfg.changes(json.loads((path / "config.json").read_text()))
+                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="", flush=True)
             scratch = path / "config.tmp"
             scratch.write_text(cfg.to_json() + "\n")
             scratch.replace(path / "config.json")

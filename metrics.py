@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from clipping import entropy_change, region_masks
 from config import Config
+from distributed import seed_of
 
 REGIONS = ("E1", "E2", "E3", "E4")
 
@@ -53,7 +54,10 @@ class Logger:
         if cfg.report_to == "wandb":
             import wandb
 
-            run = wandb.init(project="flexible-entropy-control", name=directory.name, dir=directory, config=vars(cfg))
+            run_id = f"{seed_of(str(directory.resolve())):08x}"  # the same run when it is resumed
+            run = wandb.init(
+                project="flexible-entropy-control", name=directory.name, dir=directory, config=vars(cfg), id=run_id, resume="allow"
+            )
             self.send = lambda metrics, step: run.log(metrics, step=step)
         elif cfg.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter

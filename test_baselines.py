@@ -10,20 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import baselines
-from baselines import AdaptiveBonus, EntroPIC
+from baselines import LOSSES, AdaptiveBonus, EntroPIC, step_plan, token_loss
 from clipping import clipped_surrogate
+from schedules import Target
 
 UPPER, LOWER = (-0.25, 0.5), (0.0, 0.2)
 
-# The losses with the call shape of clipped_surrogate, and what each needs besides it
-LOSSES = {
-    "entropy-bonus": lambda *args: baselines.entropy_bonus(*args, entropy=-args[1] * 2, coefficient=0.01),
-    "entropic": lambda *args: baselines.entropic(*args, plan=baselines.entropic_plan(args[0], args[3]), coefficient=0.5),
-    "kl-cov": lambda *args: baselines.kl_cov(*args, plan=baselines.kl_cov_plan(args[0], args[2], args[3], share=0.1)),
-    "ce-gppo": baselines.ce_gppo,
-    "gspo": lambda *args: baselines.gspo(*args, lengths=[len(args[0]) // 2, len(args[0]) - len(args[0]) // 2]),
-    "sapo": baselines.sapo,
-}
+
+def objective(name):
+    """The objective as the trainer calls it, on two responses of equal length: a function with the call shape of clipped_surrogate."""
+
+    def function(old_logp, logp, advantages, mask, upper, lower):
+        lengths = [len(old_logp) // 2, len(old_logp) - len(old_logp) // 2]
+        weights, plan = step_plan(name, old_logp, advantages, mask, lengths, 0.5, torch.Generator().manual_seed(0))
+        loss, sums = token_loss(name, old_logp, logp, advantages, mask, upper, lower, plan, lengths, -2 * logp)  # any entropy will do
+        return loss * weights, sums
+
+    return function
 
 
 def batch(seed: int = 0, n: int = 500, spread: float = 0.4):
@@ -166,7 +169,7 @@ def test_response_weights_turn_a_mean_over_tokens_into_a_mean_over_responses():
 def test_entropy_bonus():
     old, logp, advantages, mask = args = batch()
     entropy = (logp * -1.7).detach().requires_grad_()
-    loss, _ = baselines.entropy_bonus(*args, UPPER, LOWER, entropy, 0.3)
+    loss, _ = baselines.entropy_bonus(*args, UPPER, LOWER, torch.full_like(old, 0.3), entropy)
     want, _ = plain(grpo, *args)
     torch.testing.assert_close(loss.detach(), want - 0.3 * entropy.detach() * mask, atol=1e-12, rtol=0)
     assert torch.equal(torch.autograd.grad(loss.sum(), entropy)[0], -0.3 * mask.double())  # it raises H
@@ -174,10 +177,10 @@ def test_entropy_bonus():
 
 def test_entropic():
     old, logp, advantages, mask = args = batch(spread=0.02)
-    plan = baselines.entropic_plan(old, mask)
+    plan = -0.6 * baselines.confident_share(old, mask)
     confident = [i for i in range(len(old)) if mask[i] and math.exp(old[i].item()) > 0.95]
     assert 3 < len(confident) < 30
-    loss, gradient, _ = loss_and_gradient(lambda *a: baselines.entropic(*a, plan=plan, coefficient=-0.6), *args)
+    loss, gradient, _ = loss_and_gradient(lambda *a: baselines.entropic(*a, plan), *args)
     base, slope = plain(grpo, *args)
     ratio = (logp - old).exp().detach()
     n = int(mask.sum())
@@ -193,40 +196,40 @@ def test_entropic():
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf")])
 def test_masked_tokens_contribute_nothing_whatever_they_hold(name, junk):
     old, logp, advantages, mask = batch(n=40)
-    _, clean, sums = loss_and_gradient(LOSSES[name], old, logp, advantages, mask)
+    _, clean, sums = loss_and_gradient(objective(name), old, logp, advantages, mask)
     dirty = logp.detach().clone()
     dirty[~mask] = junk
-    loss, gradient, dirty_sums = loss_and_gradient(LOSSES[name], old, dirty.requires_grad_(), advantages, mask)
+    loss, gradient, dirty_sums = loss_and_gradient(objective(name), old, dirty.requires_grad_(), advantages, mask)
     assert (loss[~mask] == 0).all() and torch.equal(gradient, clean) and dirty_sums == sums
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_but_masked_tokens_is_zero_not_nan(name):
     old, logp, advantages, mask = batch(n=10)
-    loss, gradient, sums = loss_and_gradient(LOSSES[name], old, logp, advantages, torch.zeros_like(mask))
+    loss, gradient, sums = loss_and_gradient(objective(name), old, logp, advantages, torch.zeros_like(mask))
     assert (loss == 0).all() and (gradient == 0).all() and sums["tokens"] == sums["kl"] == 0
 
 
 def test_plans_of_an_empty_loss_are_finite():
     old, _, advantages, mask = batch(n=10)
     none = torch.zeros_like(mask)
-    assert (baselines.entropic_plan(old, none) == 0).all() and (baselines.kl_cov_plan(old, advantages, none) == 0).all()
+    assert (baselines.confident_share(old, none) == 0).all() and (baselines.kl_cov_plan(old, advantages, none) == 0).all()
     assert (baselines.clip_cov_weights(old, advantages, none, torch.Generator()) == 1).all()
-    assert (baselines.entropic_plan(torch.full((3,), -1.0), torch.ones(3, dtype=torch.bool)) == 0).all()  # nobody is confident
+    assert (baselines.confident_share(torch.full((3,), -1.0), torch.ones(3, dtype=torch.bool)) == 0).all()  # nobody is confident
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_an_insane_ratio_is_clamped_and_counted(name):
     logp = torch.tensor([-1.0, -1.0, -300.0, -1.0], requires_grad=True)
     old, advantages, mask = torch.tensor([-200.0, -1.0, -1.0, -1.0]), torch.tensor([-1.0, -1.0, 1.0, 1.0]), torch.ones(4, dtype=torch.bool)
-    loss, gradient, sums = loss_and_gradient(LOSSES[name], old, logp, advantages, mask)
+    loss, gradient, sums = loss_and_gradient(objective(name), old, logp, advantages, mask)
     assert loss.isfinite().all() and gradient.isfinite().all() and sums["ratio_clamped"] == 2
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_metrics_have_the_names_and_the_sums_that_the_trainer_adds_up(name):
     args = batch()
-    _, _, sums = loss_and_gradient(LOSSES[name], *args)
+    _, _, sums = loss_and_gradient(objective(name), *args)
     _, _, want = loss_and_gradient(clipped_surrogate, *args)
     assert list(sums) == list(want) and all(sums[key] == want[key] for key in ("tokens", "ratio_clamped"))
     torch.testing.assert_close(sums["kl"], want["kl"])
@@ -236,13 +239,17 @@ def test_metrics_have_the_names_and_the_sums_that_the_trainer_adds_up(name):
 def test_at_the_first_update_of_a_step_each_is_the_policy_gradient_plus_its_own_term(name):
     """π_θ = π_old: −Â ∇ln p (GSPO and SAPO included, up to their weights), nothing clipped; the added terms are named here."""
     old, _, advantages, mask = batch()
-    _, gradient, sums = loss_and_gradient(LOSSES[name], old, old.clone().requires_grad_(), advantages, mask)
+    _, gradient, sums = loss_and_gradient(objective(name), old, old.clone().requires_grad_(), advantages, mask)
     extra = torch.zeros_like(old)
-    if name == "entropy-bonus":
-        extra += 0.02  # −c ∇H with H = −2 ln p here
+    if "bonus" in name:
+        extra += 0.5 * 2  # −c ∇H with H = −2 ln p here
     if name == "entropic":
-        extra -= 0.5 * baselines.entropic_plan(old, mask) * advantages.abs()
-    torch.testing.assert_close(gradient, torch.where(mask, extra - advantages, 0.0), atol=1e-12, rtol=0)  # |log r| has slope 0 at 0
+        extra -= 0.5 * baselines.confident_share(old, mask) * advantages.abs()
+    want = torch.where(mask, extra - advantages, 0.0)
+    if name == "clip-cov":
+        want[gradient == 0] = 0
+        assert 0 < (mask & (gradient == 0)).sum() <= 1  # of 400
+    torch.testing.assert_close(gradient, want, atol=1e-12, rtol=0)  # |log r| has slope 0 at 0
     assert sums["clip_high"] == sums["clip_low"] == 0
 
 
@@ -252,23 +259,16 @@ def test_losses_do_not_depend_on_how_rows_are_cut_into_micro_batches(lengths, se
     """With plans made for the whole batch, losses and sums of two micro-batches joined are those of one: nothing is averaged inside."""
     old, logp, _, mask = batch(seed, sum(lengths))
     advantages = torch.tensor([random.Random(seed + i).gauss(0, 1) for i in range(len(lengths))]).double().repeat_interleave(torch.tensor(lengths))
-    extras = {
-        "entropy-bonus": dict(entropy=-logp.detach(), coefficient=0.1),
-        "entropic": dict(plan=baselines.entropic_plan(old, mask), coefficient=0.5),
-        "kl-cov": dict(plan=baselines.kl_cov_plan(old, advantages, mask, share=0.2)),
-        "ce-gppo": {},
-        "gspo": dict(lengths=lengths),
-        "sapo": {},
-    }
-    functions = {name: getattr(baselines, name.replace("-", "_")) for name in extras}
-    rows = len(lengths) // 2
-    cut = sum(lengths[:rows])
-    for name, extra in extras.items():
-        whole, sums = functions[name](old, logp, advantages, mask, UPPER, LOWER, **extra)
-        parts = []
-        for tokens, own_rows in ((slice(0, cut), slice(0, rows)), (slice(cut, None), slice(rows, None))):
-            own = {k: v[own_rows] if k == "lengths" else v[tokens] if isinstance(v, torch.Tensor) else v for k, v in extra.items()}
-            parts.append(functions[name](old[tokens], logp[tokens], advantages[tokens], mask[tokens], UPPER, LOWER, **own))
+    cut = sum(lengths[: len(lengths) // 2])
+    for name in LOSSES:
+        weights, plan = step_plan(name, old, advantages, mask, lengths, 0.3, torch.Generator().manual_seed(seed))
+
+        def loss_of(tokens: slice, rows: slice):
+            args = (x[tokens] for x in (old, logp, advantages, mask))
+            return token_loss(name, *args, UPPER, LOWER, plan[tokens], lengths[rows], -logp[tokens])
+
+        whole, sums = loss_of(slice(None), slice(None))
+        parts = [loss_of(slice(0, cut), slice(0, len(lengths) // 2)), loss_of(slice(cut, None), slice(len(lengths) // 2, None))]
         torch.testing.assert_close(torch.cat([loss for loss, _ in parts]), whole, atol=1e-14, rtol=1e-14)
         for key in sums:
             torch.testing.assert_close(parts[0][1][key] + parts[1][1][key], sums[key], atol=1e-12, rtol=0)
@@ -277,27 +277,28 @@ def test_losses_do_not_depend_on_how_rows_are_cut_into_micro_batches(lengths, se
 # ------------------------------------------------------------------------------------------------------------- the two controllers
 
 def test_adaptive_bonus_moves_by_a_fixed_step_and_is_off_above_the_target():
-    bonus = AdaptiveBonus(step_size=0.01)
-    applied = [bonus(h, 0.3) for h in (0.2, 0.2, 0.25, 0.4, 0.2)]
-    assert applied == pytest.approx([0.0, 0.01, 0.02, 0.0, 0.02])  # above the target: not applied, and c falls
-    for _ in range(10):
-        bonus(0.5, 0.3)
-    assert bonus.coefficient == 0  # never negative: it can only raise entropy
+    bonus = AdaptiveBonus(Target("0:0.3", 10, in_nats=True))
+    applied = [bonus(k, h) for k, h in enumerate((0.2, 0.2, 0.25, 0.4, 0.2))]
+    assert applied == pytest.approx([0.0, 0.005, 0.01, 0.0, 0.01])  # above the target: not applied, and c falls
+    for k in range(10):
+        bonus(k, 0.5)
+    assert bonus.value == 0  # never negative: it can only raise entropy
 
 
 def test_entropic_controller():
-    control = EntroPIC()
     errors = [0.5, 0.5, -0.1, 0.0]
+    control = EntroPIC(Target("0:1", 10, in_nats=True))
     want = [min(1, max(-1, e + 0.01 * sum(errors[: k + 1]))) for k, e in enumerate(errors)]
-    assert [control(1.0 + e, 1.0) for e in errors] == pytest.approx(want)
-    assert EntroPIC()(9.0, 1.0) == 1 and EntroPIC()(0.0, 9.0) == -1
+    assert [control(k, 1.0 + e) for k, e in enumerate(errors)] == pytest.approx(want)
+    assert [EntroPIC(Target("0:5", 10, in_nats=True))(0, h) for h in (0.1, 9.0)] == [-1, 1]
 
 
 @pytest.mark.parametrize("controller", [AdaptiveBonus, EntroPIC])
-def test_a_controller_restored_in_the_middle_goes_on_the_same(controller):
+def test_a_controller_aims_at_the_next_step_and_restored_in_the_middle_goes_on_the_same(controller):
     entropies = [0.5, 0.4, 0.2, 0.1, 0.3, 0.35, 0.1, 0.05]
-    whole, first, second = controller(), controller(), controller()
-    want = [whole(h, 0.3) for h in entropies]
-    got = [first(h, 0.3) for h in entropies[:4]]
+    whole, first, second = (controller(Target("0:1,1:0.2", 8)) for _ in range(3))
+    assert whole.error(0, 0.5) == pytest.approx(0.5 - 0.9 * 0.5)
+    want = [whole(k, h) for k, h in enumerate(entropies)]
+    got = [first(k, h) for k, h in enumerate(entropies[:4])]
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))
-    assert got + [second(h, 0.3) for h in entropies[4:]] == want
+    assert got + [second(k, h) for k, h in enumerate(entropies[4:], 4)] == want

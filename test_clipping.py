@@ -83,7 +83,8 @@ def test_stats_and_gradients_equal_the_plain_formulas_for_any_chunk(n, vocabular
     leaves = [hidden, head] if with_head else [hidden]
     for got, want in zip(*(torch.autograd.grad((x * weights).sum(), leaves) for x in (logp, expected[0]))):
         torch.testing.assert_close(got, want, atol=1e-12, rtol=0)
-    both = token_logp_and_entropy(hidden, tokens, head, temperature, chunk)
+    logits = (hidden @ head.T if with_head else hidden) / temperature
+    expected, both = plain_stats(logits, tokens), token_logp_and_entropy(hidden, tokens, head, temperature, chunk)
     assert torch.equal(both[0], logp)
     torch.testing.assert_close(both[1], expected[1], atol=1e-12, rtol=0)
     other = torch.randn(n, generator=generator, dtype=torch.float64)
