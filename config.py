@@ -14,7 +14,8 @@ from typing import Literal
 import torch
 from transformers import HfArgumentParser
 
-from schedules import SCHEDULES, make_schedule
+from baselines import LOSSES
+from schedules import ACTUATORS, SCHEDULES, TARGETS, Target, make_schedule
 
 PRESETS = {
     "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782 section 5; sized for 8 GPUs of 80 GB
@@ -48,7 +49,7 @@ PRESETS = {
         save_every=25,
     ),
 }
-SAME_RUN = ("schedule", "total_steps", "phase_share", "od_h_init", "od_ratio", "update_regions", "seed", "model", "data", "reward",
+SAME_RUN = ("schedule", "total_steps", "phase_share", "od_h_init", "od_ratio", "target", "target_nats", "actuator", "objective", "update_regions", "seed", "model", "data", "reward",
             "prompts_per_step", "group_size")  # changed on resume, they would make it another run
 
 
@@ -73,6 +74,15 @@ class Config:
     phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
     od_h_init: float | None = opt(None, "od: entropy (nats) that its band starts from; default: the first step's")
     od_ratio: float = opt(0.2, "od: the lower end of its band as a share of od_h_init")
+    target: str = opt("flat", f"track, adaptive-bonus, entropic: the entropy to hold, {', '.join(TARGETS)} or knots such as 0:1,0.25:0.6,1:0.2 (fraction of T : multiple of the first step's entropy)")
+    target_nats: bool = opt(False, "the target's entropies are in nats")
+    actuator: Literal[ACTUATORS] = opt("gains", "track: what the controller moves, weights of the regions, the paper's bounds, or both")
+    track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
+    track_ki: float = opt(0.2, "track: the same for the error summed over steps")
+    gain_max: float = opt(1.0, "track: limit of the gain u; tokens of E2, E3 weigh 1 + u, those of E1, E4 1 - u")
+    regions_by: Literal["rule", "exact"] = opt("rule", "track: regions by the paper's rule or by the exact boundary f(a) = B")
+    objective: Literal[tuple(LOSSES)] = opt("grpo", "what is optimised: grpo, or one of the baselines in baselines.py")
+    entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
     update_regions: str | None = opt(None, "keep only these regions' gradient, e.g. E2,E3: the paper's controlled experiment", metavar="E1,..")
     # rollouts
     total_steps: int = opt(0, "T, rollout batches in the run")
@@ -109,13 +119,20 @@ class Config:
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
-        make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
+        self.make_schedule()
+        if self.schedule == "track" and self.objective != "grpo":
+            raise ValueError(f"--schedule track weights grpo's loss: leave --objective {self.objective} away")
+        if self.objective in ("kl-cov", "gspo", "sapo") and self.schedule != "static":
+            raise ValueError(f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} would do nothing: use --schedule static")
+        Target(self.target, self.total_steps, self.target_nats)
         at_least = dict(total_steps=1, prompts_per_step=1, group_size=2, max_prompt_tokens=1, max_response_tokens=1, mini_batches=1,
                         epochs=1, micro_batch_tokens=1, lr_warmup_steps=0, weight_decay=0, overlong_buffer=0, dynamic_sampling=1, vllm_tp=1,
                         vllm_max_num_seqs=1, save_every=1, keep_checkpoints=1, skip_bad_steps=0)  # fmt: skip
         for name, low in at_least.items():
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if not -float("inf") < self.entropy_coef < float("inf"):
+            raise ValueError(f"--entropy-coef must be a finite number, got {self.entropy_coef}")
         for name in ("lr", "temperature", "max_grad_norm", "timeout_minutes", "is_cap"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
@@ -139,6 +156,10 @@ class Config:
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
         self.region_rows()
+
+    def make_schedule(self):
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio, self.target, self.target_nats,
+                             self.track_kp, self.track_ki, self.gain_max, self.actuator)  # fmt: skip
 
     def region_rows(self) -> list[int] | None:
         """--update-regions as row numbers of `clipping.region_masks`; None: all tokens are trained."""
@@ -166,6 +187,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
     """The run's configuration from the command line: preset first, then flags; with --resume the run's own configuration first, and
     `resume` is then its directory (None for a run that starts). A bad flag exits with code 2 and says which."""
     parser = HfArgumentParser(Config, prog="grpo.py", usage="%(prog)s [--flag value] ...", description="GRPO with flexible entropy control (arXiv 2602.09782)", allow_abbrev=False)
+    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}\n")  # one line, without the usage
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
     early.add_argument("--top-p", "--top_p", "--top-k", "--top_k", dest="truncation")
@@ -203,7 +225,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
                              "leave these flags away, or add --resume-anyway")  # fmt: skip
         return cfg
     except ValueError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        parser.error(str(error))
 
 
 if __name__ == "__main__":  # torchrun.sh looks at the flags once before it starts a process per GPU

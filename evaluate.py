@@ -9,7 +9,7 @@ avg@n      the mean reward of a question's n completions, and of that the mean o
 pass@k     the chance that k of them, drawn without replacement, hold a right one (unbiased: Chen et al. 2021, arXiv 2107.03374)
 maj@n      the most frequent answer is right; each of t answers that tie counts 1/t. Answers are the same if their normalised texts
            are. A completion without an answer has no vote
-no box     share of completions without a closed box; cut off: share that reached the length limit
+no box     share of completions without a closed box; cut off: share that reached the length limit; tokens: mean length
 [a, b]     95%: percentile bootstrap over questions; for two models over the questions' differences
 
 In --out: samples.jsonl (the settings, then a line per question with all its completions and verdicts), results.json and passk.png.
@@ -32,6 +32,8 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import cached_file
+from transformers.utils.logging import disable_progress_bar
 
 import rewards
 import tiny
@@ -39,7 +41,7 @@ from data import BENCHMARKS, encode_prompt, load_benchmark
 from distributed import gather, init_distributed, seed_of
 from grpo import CACHE
 from plots import plt
-from sample import Sampling, make_sampler
+from sample import Sampling, eos_ids, make_sampler
 
 ROWS = 1024  # completions that a rank makes between two writes
 MAX_NEW_TOKENS = 4096  # by default, where the models' contexts have room for them
@@ -74,14 +76,19 @@ def per_question(stats: dict) -> dict[str, np.ndarray]:
     return {"avg": np.array(correct) / n, **passes, f"maj@{n}": np.array(stats["majority"])}
 
 
-def summarize(rows: list[dict], data: str) -> dict:
-    """The statistics of one model on one benchmark, from its lines of samples.jsonl. `data`: the hash of the questions."""
+def data_hash(rows: list[dict]) -> str:
+    """Of the questions and their golds, in order."""
+    return hashlib.sha256(json.dumps([(row["problem"], row["answer"]) for row in rows]).encode()).hexdigest()[:16]
+
+
+def summarize(rows: list[dict], sampling: dict) -> dict:
+    """The statistics of one model on one benchmark, from its lines of samples.jsonl and the sampling in its settings."""
     rows = sorted(rows, key=lambda row: row["question"])
     completions = [c for row in rows for c in row["completions"]]
     shares = {reason: count / len(completions) for reason, count in Counter(c["reason"] for c in completions).most_common()}
     right = [[c["reward"] == 1 for c in row["completions"]] for row in rows]
     stats = {
-        "questions": len(rows), "samples": len(right[0]), "data": data, "reasons": shares,
+        "questions": len(rows), "samples": len(right[0]), "sampling": sampling, "data": data_hash(rows), "reasons": shares,
         "no_box": shares.get("no_box", 0.0) + shares.get("unclosed", 0.0),
         "truncated": sum(not c["finished"] for c in completions) / len(completions),
         "tokens": sum(c["tokens"] for c in completions) / len(completions),
@@ -115,7 +122,8 @@ def report(models: dict[str, dict], out: Path) -> None:
     for model, benchmarks in models.items():
         first = next(iter(benchmarks.values()))
         heads = "".join(f"{head:>9}" for head in [*list(first["metrics"])[1:], "no box", "cut off", "tokens"])
-        print(f"\n{model}\n  {'%':12}{'questions':>9}  {'avg@' + str(first['samples']):20}{heads}")
+        sampling = ", ".join(f"{name} {value}" for name, value in first["sampling"].items())
+        print(f"\n{model} ({sampling})\n  {'%':12}{'questions':>9}  {'avg@' + str(first['samples']):20}{heads}")
         for name, stats in benchmarks.items():
             (mean, low, high), *others = stats["metrics"].values()
             shares = "".join(f"{100 * x:9.1f}" for x in [*(other[0] for other in others), stats["no_box"], stats["truncated"]])
@@ -124,8 +132,11 @@ def report(models: dict[str, dict], out: Path) -> None:
     for model, benchmarks in results["differences"].items():
         print(f"\n{model}\n  minus {next(iter(models))}, question by question")
         for name, metrics in benchmarks.items():
-            cells = (f"{metric} {100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for metric, (mean, low, high) in metrics.items())
-            print(f"  {name:12}{'  '.join(cells)}")
+            print(f"  {name:12}", end="")
+            for metric in dict.fromkeys(["avg", *list(metrics)[-2:]]):  # results.json has them all
+                mean, low, high = (100 * x for x in metrics[metric])
+                print(f"{metric} {mean:+.1f} [{low:+.1f}, {high:+.1f}]", end="  ")
+            print()
     plot_passk(models, out / "passk.png")
     print(f"\n{out / 'results.json'}  {out / 'passk.png'}", flush=True)
 
@@ -175,13 +186,15 @@ def read_samples(path: Path) -> Iterator[dict]:
 
 
 def summarize_samples(path: Path) -> dict[str, dict]:
-    """{model: {benchmark: statistics}} of what samples.jsonl holds."""
+    """{model: {benchmark: statistics}} of what samples.jsonl holds. Raises ValueError if that is nothing."""
     lines, groups = read_samples(path), {}
-    settings = next(lines)
+    settings = next(lines, None)
     for row in lines:
         row["completions"] = [{key: c[key] for key in c if key != "text"} for c in row["completions"]]  # texts may be gigabytes
         groups.setdefault(row["model"], {}).setdefault(row["benchmark"], []).append(row)
-    return {model: {b: summarize(rows, settings["benchmarks"][b]) for b, rows in groups[model].items()} for model in groups}
+    if not groups:
+        raise ValueError(f"{path} holds no completions: evaluate a --model into it first")
+    return {model: {name: summarize(rows, settings["sampling"]) for name, rows in groups[model].items()} for model in groups}
 
 
 def score(rows: list[dict]) -> list[dict]:
@@ -195,7 +208,7 @@ def rescore(path: Path) -> None:
     """Give every completion in samples.jsonl the verdict that rewards.py gives it now."""
     lines, scratch = read_samples(path), path.with_suffix(".tmp")
     with open(scratch, "w") as file:
-        file.write(json.dumps(next(lines)) + "\n")
+        file.write(json.dumps(next(lines, None)) + "\n")
         while rows := list(islice(lines, 100)):
             file.writelines(json.dumps(row) + "\n" for row in score(rows))
     scratch.replace(path)
@@ -225,7 +238,7 @@ def directory_of(model: str) -> str:
 def fingerprint(directory: str) -> str:
     """What tells two models of one name apart: the hub's commit, or a hash of the files in a directory."""
     if not Path(directory).is_dir():
-        return AutoConfig.from_pretrained(directory)._commit_hash
+        return Path(cached_file(directory, "config.json")).parent.name  # in the hub's cache: snapshots/COMMIT/config.json
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".jinja")):
         with open(path, "rb") as file:
@@ -243,20 +256,25 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
     benchmarks = dict(zip(names, map(load_benchmark, args.benchmarks.split(","))))
     asked, context = {}, sys.maxsize
     for model in args.model:
-        tokenizer, config = (auto.from_pretrained(directory_of(model)) for auto in (AutoTokenizer, AutoConfig))
+        try:
+            tokenizer, config = (auto.from_pretrained(directory_of(model)) for auto in (AutoTokenizer, AutoConfig))
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model {model}: {error}") from None
+        eos_ids(directory_of(model))
         context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
         asked[model] = [
             {"model": model, "benchmark": name, "question": i, **row, "prompt_ids": encode_prompt(tokenizer, row["problem"])}
             for name, rows in benchmarks.items() for i, row in enumerate(rows)
         ]  # fmt: skip
     longest = max(len(row["prompt_ids"]) for rows in asked.values() for row in rows)
-    sampling = Sampling(args.max_new_tokens or min(MAX_NEW_TOKENS, max(1, context - longest)), args.temperature, args.top_p, args.top_k)
+    limit = max(1, min(MAX_NEW_TOKENS, context - longest)) if args.max_new_tokens is None else args.max_new_tokens
+    sampling = Sampling(limit, args.temperature, args.top_p, args.top_k)
     if longest + sampling.max_new_tokens > context:
         raise ValueError(f"the longest prompt has {longest} tokens, and a context has {context}: --max-new-tokens {context - longest} at most")
     settings = {
         "models": {model: fingerprint(directory_of(model)) for model in args.model},
-        "benchmarks": {name: hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] for name, rows in benchmarks.items()},
-        "samples": args.samples, "sampling": vars(sampling), "seed": args.seed, "sampler": args.sampler,
+        "benchmarks": {name: data_hash(rows) for name, rows in benchmarks.items()},
+        "samples": args.samples, "sampling": vars(sampling) | {"seed": args.seed, "sampler": args.sampler},
     }  # fmt: skip
     done = open_samples(Path(args.out, "samples.jsonl"), settings)
     print(f"{sum(map(len, asked.values()))} questions × {args.samples} completions of at most {sampling.max_new_tokens} tokens, "
@@ -320,8 +338,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top-k", type=int, default=20, help="0: off")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
     parser.add_argument("--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed")
-    parser.add_argument("--out", default="runs/evaluation", help="directory of the results")
+    parser.add_argument("--out", help="directory of the results; none: runs/evaluation, or for --compare runs/comparison")
     args = parser.parse_args(argv)
+    args.out = args.out or ("runs/comparison" if args.compare else "runs/evaluation")
+    disable_progress_bar()  # of loading weights
     rank, out = int(os.environ.get("RANK", 0)), Path(args.out)
     try:
         if args.model:

@@ -38,9 +38,10 @@ import data
 import plots
 import rewards
 import tiny
+from baselines import AdaptiveBonus, EntroPIC, step_plan, token_loss
 from batching import collate, plan_micro_batches
 from checkpoint import Checkpointer, latest
-from clipping import Line, clipped_surrogate
+from clipping import Line, region_gains, region_masks, token_logp_and_entropy, token_stats
 from config import Config, parse_config
 from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from memory import check_memory
@@ -48,7 +49,7 @@ from metrics import Logger, read_lines, region_metrics
 from policy import Policy, build_policy
 from rollout import Rollouts, collect, importance_weights, overlong_penalty, sampler_mismatch
 from sample import eos_ids, make_sampler
-from schedules import make_schedule
+from schedules import Target
 
 CACHE = Path(__file__).parent / ".cache"  # the built-in tiny model
 SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # nats, mean |log π_old − log π_sampler|; sound are 1e-6 and 1e-2
@@ -73,7 +74,7 @@ def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int, devic
     mine = []
     for micro_batch in plan_micro_batches(lengths, world_size, micro_batch_tokens):
         batch = collate(rollouts.prompts, rollouts.responses, micro_batch[rank])
-        stats = torch.stack(policy(batch.to(device), diagnostics=True)).cpu()
+        stats = torch.stack(policy(batch.to(device), token_stats)).cpu()
         per_row = stats.split([len(rollouts.responses[i]) for i in batch.rows], dim=1)
         mine += [(i, s.clone()) for i, s in zip(micro_batch[rank], per_row) if i >= 0]  # FILLER rows are not ours
     return [s for _, s in sorted(gather(mine), key=lambda pair: pair[0])]
@@ -87,6 +88,7 @@ def update(
     advantages: torch.Tensor,  # [rows]
     loss_mask: list[torch.Tensor],  # per row bool [tokens]: the tokens that the loss is averaged over
     weights: list[torch.Tensor],  # per row [tokens]: multiplies a token's loss; 0: it is not trained, and not counted as clipped
+    plan: list[torch.Tensor],  # per row [tokens]: what some of the objectives in baselines.py need besides
     upper: Line,
     lower: Line,
     cfg: Config,
@@ -112,14 +114,18 @@ def update(
                 batch = collate(prompts, responses, micro_batch[rank]).to(device)
                 rows = [row[i] for i in batch.rows]
                 weight = torch.cat([weights[i] for i in rows]).to(device)
-                logp = policy(batch)  # [N]
-                loss, sums = clipped_surrogate(
+                logp, entropy = policy(batch, token_logp_and_entropy) if "bonus" in cfg.objective else (policy(batch), None)  # [N]
+                loss, sums = token_loss(
+                    cfg.objective,  # grpo: `clipping.clipped_surrogate`
                     torch.cat([old_logp[i] for i in rows]).to(device),
                     logp,
                     torch.cat([advantages[i].expand(len(old_logp[i])) for i in rows]).to(device),
                     batch.response_mask & torch.cat([loss_mask[i] for i in rows]).to(device) & (weight != 0),
                     upper,
                     lower,
+                    torch.cat([plan[i] for i in rows]).to(device),
+                    [len(old_logp[i]) for i in rows],
+                    entropy,
                 )
                 loss = (loss * weight).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
@@ -248,7 +254,8 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
     mesh = init_device_mesh(device.type, (nodes, world_size // nodes), mesh_dim_names=("replicate", "shard"))
     policy = build_policy(model, mesh, cfg.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    schedule = make_schedule(cfg.schedule, cfg.total_steps, cfg.phase_share, cfg.od_h_init, cfg.od_ratio)
+    schedule, target = cfg.make_schedule(), Target(cfg.target, cfg.total_steps, cfg.target_nats)
+    controller = {"adaptive-bonus": AdaptiveBonus, "entropic": EntroPIC}.get(cfg.objective, lambda target: None)(target)
     kept_regions = cfg.region_rows()
     is_level = cfg.is_correction if cfg.is_correction != "auto" else "token" if device.type == "cuda" else "none"
 
@@ -258,6 +265,8 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
         state = checkpointer.load(path)
         first_step, draws, bad_steps = state["step"], state["draws"], state["bad_steps"]
         schedule.load_state_dict(state["schedule"])
+        if controller:
+            controller.load_state_dict(state["controller"])
     if cfg.resume:
         print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
     sampler.sync(policy.full_tensors(dtype))
@@ -293,22 +302,30 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
                 )
             regions, region_report = region_metrics(old_logp, entropy, baseline, token_advantages)
 
-            # 5  this step's two thresholds
+            # 5  this step's two thresholds, and what else steers
             policy_entropy = entropy.double().mean().item()
             upper, lower = schedule(step, policy_entropy)
+            coefficient = controller(step, policy_entropy) if controller else cfg.entropy_coef
 
             # 6  optimizer steps
             for group in optimizer.param_groups:
                 group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
-            weights = importance_weights(old_logp, sampler_logp, rollouts.lengths, is_level, cfg.is_cap)
-            mean_weight = weights.mean().item()
+            loss_mask = [torch.full((n,), done or not cfg.mask_truncated) for n, done in zip(rollouts.lengths, rollouts.finished)]
+            generator = torch.Generator().manual_seed(seed_of(cfg.seed, step, "objective"))
+            importance = importance_weights(old_logp, sampler_logp, rollouts.lengths, is_level, cfg.is_cap)
+            weights, plan = step_plan(
+                cfg.objective, old_logp, token_advantages, torch.cat(loss_mask), rollouts.lengths, coefficient, generator
+            )
+            weights = weights * importance
+            if schedule.gain:
+                by = baseline if cfg.regions_by == "exact" else None
+                weights = weights * region_gains(region_masks(old_logp, entropy, token_advantages, by), schedule.gain)
             if kept_regions is not None:
                 weights = weights * regions[kept_regions].any(0)
-            loss_mask = [torch.full((n,), done or not cfg.mask_truncated) for n, done in zip(rollouts.lengths, rollouts.finished)]
             with phases("update"):
                 update_report = update(
                     policy, optimizer, rollouts, [s[0] for s in stats], advantages, loss_mask, weights.split(rollouts.lengths),
-                    upper, lower, cfg, step, device, cfg.skip_bad_steps - bad_steps,
+                    plan.split(rollouts.lengths), upper, lower, cfg, step, device, cfg.skip_bad_steps - bad_steps,
                 )  # fmt: skip
         except FloatingPointError as error:  # raised alike on every rank
             policy.save(directory / f"bad-step-{step}", tokenizer)
@@ -324,15 +341,18 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
         logger.log({
             "step": step, "entropy": policy_entropy, **rollout_report, **update_report,
             "overlong_penalty": penalties.mean().item(), "sampler_mismatch": mismatch,
-            "importance_weight": mean_weight, "lr": optimizer.param_groups[0]["lr"], "upper": upper, "lower": lower,
-            "schedule_state": schedule.state_dict(), **region_report, "seconds": {**phases.seconds, "step": seconds},
+            "importance_weight": importance.mean().item(), "lr": optimizer.param_groups[0]["lr"], "upper": upper, "lower": lower,
+            "gain": schedule.gain, "coefficient": coefficient, "schedule_state": schedule.state_dict(), **region_report, "seconds": {**phases.seconds, "step": seconds},
             "tokens_per_second": len(old_logp) / seconds,
         })  # fmt: skip
         signal_seen = stop.agreed()
         if signal_seen or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.total_steps:
             with phases("save"):
                 logger.flush()
-                checkpointer.begin(step + 1, {"draws": draws, "bad_steps": bad_steps, "schedule": schedule.state_dict()})
+                checkpointer.begin(step + 1, {
+                    "draws": draws, "bad_steps": bad_steps, "schedule": schedule.state_dict(),
+                    "controller": controller.state_dict() if controller else None,
+                })  # fmt: skip
         if signal_seen and step + 1 < cfg.total_steps:
             checkpointer.finish()
             logger.close()

@@ -1,6 +1,6 @@
 """The policy: a Hugging Face causal language model, sharded by FSDP2, that returns log-probabilities instead of logits."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from batching import MicroBatch
-from clipping import TokenStats, token_logp, token_stats
+from clipping import token_logp
 
 
 class Policy(torch.nn.Module):
@@ -28,11 +28,10 @@ class Policy(torch.nn.Module):
         self.lm, self.temperature = lm, temperature
         self.save_dtype = save_dtype
 
-    def forward(self, batch: MicroBatch, diagnostics: bool = False) -> torch.Tensor | TokenStats:
-        """ln π of the batch's N response tokens, [N] float32, with gradient; with `diagnostics` their TokenStats, without."""
+    def forward(self, batch: MicroBatch, function: Callable = token_logp):
+        """`function` (token_logp, token_stats or token_logp_and_entropy of clipping.py) of the batch's N response tokens."""
         # positions count 0, 1, 2 … from the left, as padding is on the right
         hidden = self.lm.base_model(batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).last_hidden_state
-        function = token_stats if diagnostics else token_logp
         return function(hidden[batch.predicts], batch.tokens, self.lm.get_output_embeddings().weight, self.temperature)
 
     def full_tensors(self, dtype: torch.dtype) -> Iterator[tuple[str, torch.Tensor]]:

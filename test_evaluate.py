@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 
+import datasets
 import numpy as np
 import pytest
 from hypothesis import given
@@ -62,7 +63,7 @@ def test_the_bootstraps_interval_covers_the_mean_95_times_in_100():
 def rows(correct, samples=4, benchmark="b"):
     """Lines of samples.jsonl in which `correct[i]` of question i's completions are right."""
     return [
-        {"model": "m", "benchmark": benchmark, "question": i, "answer": "1", "completions": [
+        {"model": "m", "benchmark": benchmark, "question": i, "problem": f"{i}?", "answer": "1", "completions": [
             {"reward": float(j < c), "reason": "correct" if j < c else "wrong", "answer": "1" if j < c else "2", "tokens": 10 + j,
              "finished": j > 0} for j in range(samples)
         ]} for i, c in enumerate(correct)
@@ -70,21 +71,21 @@ def rows(correct, samples=4, benchmark="b"):
 
 
 def test_summary_of_known_samples():
-    stats = summarize(rows([4, 0, 2])[::-1], "hash")
+    stats = summarize(rows([4, 0, 2])[::-1], {})
     assert stats["correct"] == [4, 0, 2] and stats["majority"] == [1.0, 0.0, 0.5]
     assert {metric: mean for metric, (mean, _, _) in stats["metrics"].items()} == pytest.approx(
         {"avg": 0.5, "pass@2": (1 + 0 + 5 / 6) / 3, "pass@4": 2 / 3, "maj@4": 0.5}
     )
     assert stats["truncated"] == 0.25 and stats["tokens"] == 11.5 and stats["no_box"] == 0
-    assert list(per_question(summarize(rows([1, 0, 6], samples=6), "hash"))) == ["avg", "pass@2", "pass@4", "pass@6", "maj@6"]
+    assert list(per_question(summarize(rows([1, 0, 6], samples=6), {}))) == ["avg", "pass@2", "pass@4", "pass@6", "maj@6"]
 
 
 def test_differences_are_paired():
     """Two models that are right on different shares of very uneven questions: paired, the difference has no spread at all."""
-    a, b = summarize(rows([0, 1, 2, 3] * 10), "hash"), summarize(rows([1, 2, 3, 4] * 10), "hash")
+    a, b = summarize(rows([0, 1, 2, 3] * 10), {}), summarize(rows([1, 2, 3, 4] * 10), {})
     assert differences({"a": {"q": a}, "b": {"q": b}})["b"]["q"]["avg"] == pytest.approx([0.25, 0.25, 0.25])
     with pytest.raises(ValueError, match="asked different q questions"):
-        differences({"a": {"q": a}, "b": {"q": b | {"data": "other"}}})
+        differences({"a": {"q": a}, "b": {"q": summarize(rows([1, 2, 3, 4] * 10)[:30], {})}})  # an evaluation that was interrupted
 
 
 # -------------------------------------------------------------------------------------------------------------- the command
@@ -141,10 +142,16 @@ def test_an_interrupted_evaluation_ends_with_the_same_samples(evaluated, questio
     assert samples(tmp_path) == samples(out)
 
 
-def test_other_settings_do_not_go_on_with_old_samples(evaluated, questions):
+@pytest.mark.parametrize("flags, setting", [(["--seed", 1], "sampling"), (["--samples", 5], "samples"), (["--benchmarks", "tiny"], "benchmarks")])
+def test_other_settings_do_not_go_on_with_old_samples(flags, setting, evaluated, questions, capsys):
     out, _ = evaluated
-    done = run(*FLAGS, "--benchmarks", f"tiny,sums={questions}", "--sampler", "transformers", "--seed", 1, "--out", out, check=False)
-    assert done.returncode == 2 and "was made with seed 0, not 1: repeat that, or give another --out" in done.stderr
+    before = (out / "samples.jsonl").read_bytes()
+    same = [*FLAGS, "--benchmarks", f"tiny,sums={questions}", "--sampler", "transformers", "--out", out]
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(flag) for flag in [*same, *flags]])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"was made with {setting} " in error and "repeat that, or give another --out" in error
+    assert (out / "samples.jsonl").read_bytes() == before
 
 
 def test_a_changed_model_does_not_go_on_with_old_samples(tmp_path):
@@ -156,6 +163,18 @@ def test_a_changed_model_does_not_go_on_with_old_samples(tmp_path):
     assert evaluate.fingerprint(str(model)) != before
 
 
+def test_a_hub_model_is_known_by_its_commit(questions, tmp_path, monkeypatch):
+    cache, commit = tmp_path / "hub/models--someone--model", "0123456789" * 4
+    shutil.copytree(tiny.ensure_model(CACHE), cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs/main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache.parent))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    run("--model", "someone/model", *FLAGS[2:], "--benchmarks", f"sums={questions}", "--sampler", "transformers", "--out", tmp_path)
+    settings, lines = samples(tmp_path)
+    assert settings["models"] == {"someone/model": commit} and len(lines) == 12
+
+
 def test_rescore_gives_todays_verdicts_without_sampling(evaluated, tmp_path):
     out, _ = evaluated
     settings, lines = samples(out)
@@ -163,23 +182,31 @@ def test_rescore_gives_todays_verdicts_without_sampling(evaluated, tmp_path):
         for completion in line["completions"]:
             completion["reward"], completion["reason"] = 0.0, "from an older scorer"
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [settings, *lines.values()]))
-    run("--rescore", "--out", tmp_path)
+    evaluate.main(["--rescore", "--out", str(tmp_path)])
     assert samples(tmp_path) == samples(out)
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads((out / "results.json").read_text())
 
 
-def test_compare_draws_results_together(evaluated, tmp_path):
-    out, _ = evaluated
-    done = run("--compare", out / "results.json", out / "results.json", "--out", tmp_path)
-    assert "minus tiny, question by question" in done.stdout and "avg +0.0 [+0.0, +0.0]" in done.stdout
+def test_compare_draws_results_together(evaluated, tmp_path, capsys):
+    results = str(evaluated[0] / "results.json")
+    evaluate.main(["--compare", results, results, "--out", str(tmp_path)])
+    table = capsys.readouterr().out
+    assert "minus tiny, question by question" in table and "avg +0.0 [+0.0, +0.0]" in table
     assert (tmp_path / "passk.png").exists()
 
 
-@needs_vllm
-@pytest.mark.parametrize("ranks", [0, 2])
-def test_two_models_with_vllm(questions, tmp_path, ranks):
+def test_compare_does_not_overwrite_an_evaluation(evaluated, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(["--compare", str(evaluated[0] / "results.json")])
+    assert os.listdir("runs") == ["comparison"]
+
+
+@pytest.mark.parametrize("sampler, ranks", [
+    ("transformers", 2), pytest.param("vllm", 0, marks=needs_vllm), pytest.param("vllm", 2, marks=needs_vllm),
+])  # fmt: skip
+def test_two_models_in_one_run(questions, tmp_path, sampler, ranks):
     shutil.copytree(tiny.ensure_model(CACHE), tmp_path / "copy")
-    flags = [*FLAGS[2:], "--model", "tiny", tmp_path / "copy", "--benchmarks", f"sums={questions}", "--sampler", "vllm", "--out", tmp_path]
+    flags = [*FLAGS[2:], "--model", "tiny", tmp_path / "copy", "--benchmarks", f"sums={questions}", "--sampler", sampler, "--out", tmp_path]
     torchrun("evaluate.py", *flags, ranks=ranks) if ranks else run(*flags)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()][1:]
     first, second = ({line["question"]: line["completions"] for line in lines if line["model"] == m} for m in ("tiny", str(tmp_path / "copy")))
@@ -192,12 +219,13 @@ def test_two_models_with_vllm(questions, tmp_path, ranks):
     (["--benchmarks", "aime24"], "give a hub id that can be reached, or a local file"),
     (["--benchmarks", "tiny,tiny"], "named twice"),
     (["--benchmarks", "tiny", "--max-new-tokens", 1000], "--max-new-tokens 249 at most"),
+    (["--benchmarks", "tiny", "--max-new-tokens", 0], "max_new_tokens >= 1"),
     (["--benchmarks", "tiny", "--samples", 0], "--samples must be at least 1"),
-    (["--benchmarks", "tiny", "--model", "/no/model"], "/no/model"),
+    (["--benchmarks", "tiny", "--model", "/no/model"], "--model /no/model: "),
     (["--benchmarks", "tiny", "--temperature", -1], "temperature"),
 ])  # fmt: skip
 def test_bad_input_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(SystemExit) as stop:
         evaluate.main(["--model", "tiny", "--out", str(tmp_path), *map(str, flags)])
     error = capsys.readouterr().err
@@ -205,10 +233,24 @@ def test_bad_input_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     assert len(error[error.index("evaluate.py: error"):].splitlines()) == 1
 
 
-def test_files_that_are_not_ours(tmp_path, capsys):
-    (tmp_path / "results.json").write_text("{}")
-    for flags in (["--compare", str(tmp_path / "results.json")], ["--compare", str(tmp_path / "none.json")], ["--rescore", "--out", str(tmp_path)]):
-        with pytest.raises(SystemExit) as stop:
-            evaluate.main(flags)
-        assert stop.value.code == 2
-        assert len(capsys.readouterr().err.splitlines()) == 1
+def test_an_error_ends_every_rank(tmp_path):
+    done = torchrun("evaluate.py", "--model", "tiny", "--benchmarks", "none", "--out", tmp_path, ranks=2, check=False)
+    assert done.returncode != 0 and done.stderr.count("evaluate.py: error: there is no benchmark 'none'") == 1
+
+
+@pytest.mark.parametrize("name, text, flags, message", [
+    ("results.json", "{}", ["--compare", "results.json"], "is not a results.json"),
+    ("results.json", "{}", ["--compare", "none.json"], "No such file"),
+    ("results.json", "{}", ["--rescore", "--out", "."], "No such file"),
+    ("samples.jsonl", "", ["--rescore", "--out", "."], "holds no completions"),
+    ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--out", "."], "holds no completions"),
+    ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--out", "."], "line 2 is not JSON"),
+])  # fmt: skip
+def test_files_that_are_not_ours_or_hold_nothing(name, text, flags, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(flags)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert (tmp_path / name).read_text().startswith(text.partition("\n")[0])

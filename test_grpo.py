@@ -126,7 +126,7 @@ def updates_on_these_ranks(directory: Path) -> None:
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
     mesh = init_device_mesh("cpu", (1, world_size), mesh_dim_names=("replicate", "shard"))
     rollouts, old_logp, advantages = fixed_batch()
-    mask = [torch.ones(n, dtype=torch.bool) for n in rollouts.lengths]
+    mask, zeros = [torch.ones(n, dtype=torch.bool) for n in rollouts.lengths], [torch.zeros(n) for n in rollouts.lengths]
     results = {}
     for tied in (True, False):
         model = directory / f"model-{tied}"
@@ -139,8 +139,8 @@ def updates_on_these_ranks(directory: Path) -> None:
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             lines = (0.0, 0.2), (0.0, 0.2)
             report = update(
-                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, loss_weights(tied), *lines, cfg,
-                7, device,
+                policy, OPTIMIZERS[optimizer](policy.parameters()), rollouts, old_logp, advantages, mask, loss_weights(tied), zeros,
+                *lines, cfg, 7, device,
             )
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors(torch.float32)), report
     if rank == 0:
