@@ -256,6 +256,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     schedule, target = cfg.make_schedule(), Target(cfg.target, cfg.total_steps, cfg.target_nats)
     controller = {"adaptive-bonus": AdaptiveBonus, "entropic": EntroPIC}.get(cfg.objective, lambda target: None)(target)
+    tracker = controller or (schedule if cfg.schedule == "track" else None)
     kept_regions = cfg.region_rows()
     is_level = cfg.is_correction if cfg.is_correction != "auto" else "token" if device.type == "cuda" else "none"
 
@@ -342,7 +343,8 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
             "step": step, "entropy": policy_entropy, **rollout_report, **update_report,
             "overlong_penalty": penalties.mean().item(), "sampler_mismatch": mismatch,
             "importance_weight": importance.mean().item(), "lr": optimizer.param_groups[0]["lr"], "upper": upper, "lower": lower,
-            "gain": schedule.gain, "coefficient": coefficient, "schedule_state": schedule.state_dict(), **region_report, "seconds": {**phases.seconds, "step": seconds},
+            "target": target(step, tracker.h_init) if tracker else None, "gain": schedule.gain, "coefficient": coefficient,
+            "schedule_state": schedule.state_dict(), **region_report, "seconds": {**phases.seconds, "step": seconds},
             "tokens_per_second": len(old_logp) / seconds,
         })  # fmt: skip
         signal_seen = stop.agreed()

@@ -32,6 +32,8 @@ def plot_runs(directories: list[str | Path], out: str | Path) -> None:
         run, color, name = read_metrics(directory), f"C{i}", Path(directory).name
         steps = run["step"]
         entropy.plot(steps, run["entropy"], color=color, label=name)
+        if any(run.get("target", [])):
+            entropy.plot(steps, run["target"], color=color, linestyle=":")  # what the controller was asked for
         reward.plot(steps, run["reward"], color=color)
         clipped.plot(steps, run["clip_frac_high"], color=color)
         clipped.plot(steps, run["clip_frac_low"], color=color, linestyle="--")

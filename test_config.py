@@ -43,6 +43,9 @@ def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
     (["--top-p", "0.9"], "samples from a part of it would give every token a wrong ratio"),
     (["--overlong-buffer", "100"], "--overlong-buffer 100 is more than --max-response-tokens 48"),
     (["--vllm-gpu-memory", "1"], "--vllm-gpu-memory must lie between 0 and 1"),
+    (["--schedule", "track", "--objective", "gspo"], "leave --objective gspo away"),
+    (["--objective", "sapo"], "--objective sapo does not use the thresholds"),
+    (["--schedule", "track", "--target", "0:1,0.5"], "target: '0.5' is neither"),
     (["--weight-decay", "nan"], "--weight-decay must be"),
 ])  # fmt: skip
 def test_a_bad_flag_is_one_line_that_names_it(flags, message, capsys):

@@ -220,6 +220,26 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").dtype == torch.bfloat16  # as it came
 
 
+@pytest.mark.parametrize("flags", [
+    ("--schedule", "track", "--target", "0:1,1:0.2", "--regions-by", "exact"),
+    ("--schedule", "static", "--objective", "adaptive-bonus", "--target", "0:2,1:2"),
+    ("--schedule", "static", "--objective", "gspo"),
+], ids=lambda flags: flags[3])  # fmt: skip
+def test_other_ways_to_steer_entropy(flags, tmp_path):
+    torchrun("grpo.py", "--preset", "tiny", "--total-steps", 3, "--prompts-per-step", 8, "--sampler", "transformers", *flags,
+             "--output", tmp_path / "run")  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    h = lines[0]["entropy"]
+    if "track" in flags:
+        assert [line["target"] for line in lines] == pytest.approx([h, h * (1 - 0.8 / 3), h * (1 - 1.6 / 3)])
+        assert -1 <= lines[0]["gain"] < 0  # down
+    elif "adaptive-bonus" in flags:
+        assert [line["coefficient"] for line in lines] == pytest.approx([0.0, 0.005, 0.01])  # always below its target
+    else:
+        assert lines[0]["gain"] == 0 and lines[0]["target"] is None
+
+
 # -------------------------------------------------------------------------------------------------------------------- bad input
 
 @pytest.mark.parametrize("flags, message", [
