@@ -74,7 +74,8 @@ class Config:
     phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
     od_h_init: float | None = opt(None, "od: entropy (nats) that its band starts from; default: the first step's")
     od_ratio: float = opt(0.2, "od: the lower end of its band as a share of od_h_init")
-    target: str = opt("flat", f"track, adaptive-bonus, entropic: the entropy to hold, {', '.join(TARGETS)} or knots such as 0:1,0.25:0.6,1:0.2 (fraction of T : multiple of the first step's entropy)")
+    target: str = opt("flat", f"track, adaptive-bonus, entropic: the entropy to hold: {', '.join(TARGETS)}, or knots such as 0:1,0.25:0.6,1:0.2 "
+                      "(fraction of T : multiple of the first step's entropy)")  # fmt: skip
     target_nats: bool = opt(False, "the target's entropies are in nats")
     actuator: Literal[ACTUATORS] = opt("gains", "track: what the controller moves, weights of the regions, the paper's bounds, or both")
     track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
@@ -99,7 +100,9 @@ class Config:
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
     vllm_max_num_seqs: int = opt(256, "sequences that an engine decodes at once")
-    is_correction: Literal["auto", "none", "token", "sequence"] = opt("auto", "weight the loss by min(π_old/π_sampler, cap); auto: token on GPUs, none on CPUs")
+    is_correction: Literal["auto", "none", "token", "sequence"] = opt(
+        "auto", "weight the loss by min(π_old/π_sampler, cap); auto: token on GPUs, none on CPUs"
+    )
     is_cap: float = opt(2.0, "that cap")
     check_sync: bool = opt(False, "end the run if the sampler's log-probabilities are not the trainer's")
     # update
@@ -123,7 +126,9 @@ class Config:
         if self.schedule == "track" and self.objective != "grpo":
             raise ValueError(f"--schedule track weights grpo's loss: leave --objective {self.objective} away")
         if self.objective in ("kl-cov", "gspo", "sapo") and self.schedule != "static":
-            raise ValueError(f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} would do nothing: use --schedule static")
+            raise ValueError(
+                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} would do nothing: use static"
+            )
         Target(self.target, self.total_steps, self.target_nats)
         at_least = dict(total_steps=1, prompts_per_step=1, group_size=2, max_prompt_tokens=1, max_response_tokens=1, mini_batches=1,
                         epochs=1, micro_batch_tokens=1, lr_warmup_steps=0, weight_decay=0, overlong_buffer=0, dynamic_sampling=1, vllm_tp=1,

@@ -394,6 +394,8 @@ def main(argv: list[str] | None = None) -> None:
         print0(f"interrupted in {phases.where}")
         sys.exit(130)
     except Exception as error:
+        if isinstance(error, RuntimeError):
+            time.sleep(5)  # it may be a peer's death that is felt here: give torchrun time to see that one first, and name it
         error.add_note(f"({phases.where})")
         raise
 

@@ -76,13 +76,14 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.parametrize("schedule, sabotage, kept", [
     ("od", "4 1 SIGKILL", 2),  # killed in step 3, after the checkpoint of 2 steps and the metrics of 3
     ("id", "4 0 SIGTERM", 4),  # asked to stop in step 3: finishes it and saves
+    ("track", "6 0 SIGKILL", 4),  # its controller has an integral
 ])  # fmt: skip
 def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(undisturbed, tmp_path, monkeypatch, schedule, sabotage, kept):
     flags = [*FLAGS, "--schedule", schedule, "--output", tmp_path / "run"]
     monkeypatch.setenv("SABOTAGE", sabotage)
     stopped = torchrun("grpo.py", *flags, check=False)
     assert stopped.returncode != 0 and not (tmp_path / "run/model").exists()
-    assert len(metrics(tmp_path / "run")) == (3 if "KILL" in sabotage else 4)
+    assert len(metrics(tmp_path / "run")) == int(sabotage[0]) - ("KILL" in sabotage)
     if "TERM" in sabotage:
         assert "stopped by SIGTERM after 4 steps; go on with --resume" in stopped.stdout
     monkeypatch.delenv("SABOTAGE")

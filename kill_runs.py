@@ -1,7 +1,7 @@
 """Kill a 2-rank run with -9 at random instants, resume it each time, and compare it with a run that was left alone.
 
-    ./torchrun.sh python kill_test.py --kills 30       # minutes; ends with a table
-    ./torchrun.sh pytest kill_test.py                  # the same with 4 kills for each of two schedules, for a nightly job
+    ./torchrun.sh python kill_runs.py --kills 30       # minutes; ends with a table
+    ./torchrun.sh pytest kill_runs.py                  # the same with 4 kills for each of two schedules, for a nightly job
 """
 
 import argparse
@@ -81,7 +81,7 @@ def kill_test(schedule: str, kills: int, seed: int) -> str:
         assert process.returncode == 0, log
         fell = kill_and_resume(killed, schedule, kills, seed)
         differ, largest = compare(alone, killed)
-    line = f"| {schedule} | {sum(fell.values())} | {fell['before the first step']} | {fell['between steps']} | {fell['while saving']} | {differ} | {largest} |"
+    line = "| " + " | ".join(map(str, [schedule, sum(fell.values()), *fell.values(), differ, largest])) + " |"
     assert differ == 0 and largest == 0, line
     return line
 
