@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from baselines import LOSSES
 from plots import plot_runs, read_metrics
 from schedules import SCHEDULES, make_schedule
 from toy import PRESETS, SoftmaxPolicy, Toy, exact, main, parse, run
@@ -36,7 +37,7 @@ def test_exact_equals_enumeration_of_all_responses(policy):
         chance = p[s][0][a] * p[s][1][b]
         total += chance * (right[s][0][a] and right[s][1][b])
         response_entropy[s] -= chance * math.log(chance)
-    assert p_right == pytest.approx(total / 3, abs=1e-6)
+    assert p_right.mean() == pytest.approx(total / 3, abs=1e-6)
     assert entropy.sum(1).tolist() == pytest.approx(response_entropy, abs=1e-5)  # positions are independent: entropies add up
 
 
@@ -105,6 +106,31 @@ def test_real_rewards_are_learned(policy):
     assert right[-1] > right[0] + 0.2
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_entropy_follows_a_target_while_static_falls(policy):
+    cfg = Toy(**PRESETS[policy] | dict(policy=policy, schedule="track", target="0:1,0.5:0.8,1:0.9", total_steps=60))
+    lines = list(run(cfg))
+    h_init = lines[0]["entropy"]
+    assert lines[30]["target"] == pytest.approx(0.8 * h_init)
+    assert sum(abs(line["entropy"] - line["target"]) for line in lines) / 60 < 0.1 * h_init
+    assert entropies(Toy(**PRESETS[policy] | dict(policy=policy, total_steps=60)))[-1] < 0.7 * h_init
+
+
+@pytest.mark.parametrize("objective", LOSSES)
+def test_every_objective_trains(objective):
+    lines = list(run(toy(objective=objective, target="0:1,1:2", entropy_coef=0.1, total_steps=4, lr=0.1)))
+    assert all(math.isfinite(line["entropy"]) for line in lines) and lines[0]["entropy_change"] != 0
+    assert ([line["entropy"] for line in lines] == entropies(toy(total_steps=4, lr=0.1))) == (objective == "grpo")
+
+
+def test_pass_at_k_is_right_for_one_sample_and_grows_with_k():
+    for line in run(toy(total_steps=3)):
+        assert line["right"] <= line["pass@8"] <= line["pass@32"] <= 1
+    cfg = toy(states=1, prompts=1, total_steps=1)  # one state: no mean over states, 1 − (1 − p)^k by hand
+    (line,) = run(cfg)
+    assert line["pass@8"] == pytest.approx(1 - (1 - line["right"]) ** 8)
+
+
 def test_upper_is_above_static_and_lower_below():
     last = {s: entropies(Toy(schedule=s, total_steps=150))[-1] for s in ("lower", "static", "upper")}
     assert last["lower"] < last["static"] < last["upper"]
@@ -135,7 +161,8 @@ def test_defaults_are_the_policys_and_flags_win():
         (["--checked", "3"], "--positions"),
         (["--phase-share", "1"], "phase_share"),
         (["--policy", "cubic"], "cubic"),
-        (["--schedule", "track"], "track"),
+        (["--schedule", "track", "--target", "up"], "up"),
+        (["--schedule", "track", "--objective", "entropic"], "entropic"),
     ],
 )
 def test_a_bad_flag_is_named(argv, named, capsys):

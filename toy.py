@@ -2,7 +2,7 @@
 
     python toy.py --policy tabular --schedule id --seed 0                                       # rewards are coin flips
     python toy.py --policy linear --schedule id --seed 0                                        # real rewards, noisily paid
-    python toy.py --policy linear --paid-right 0.5 --paid-wrong 0.5 --schedule od --seed 0      # shared parameters, coin flips
+    python toy.py --policy linear --schedule track --target did                                 # entropy on a given curve
     python plots.py runs/toy-linear-id-seed0 runs/toy-linear-static-seed0
 
 A context is a state (the prompt) and a position in the response. What is sampled at one position does not change the next one's
@@ -24,10 +24,11 @@ from pathlib import Path
 
 import torch
 
-from clipping import clipped_surrogate, token_stats
+from baselines import LOSSES, AdaptiveBonus, EntroPIC, step_plan, token_loss
+from clipping import clipped_surrogate, region_gains, token_stats
 from grpo import group_advantages
 from metrics import REGIONS, region_metrics
-from schedules import EPS, SCHEDULES, make_schedule, mix
+from schedules import EPS, SCHEDULES, TARGETS, Target, make_schedule, mix
 
 
 def opt(default, help: str, **kwargs):
@@ -37,11 +38,17 @@ def opt(default, help: str, **kwargs):
 @dataclass
 class Toy:
     policy: str = opt("tabular", "which policy; the defaults below are its own", choices=["tabular", "linear"])
-    schedule: str = opt("static", "of the thresholds", choices=[name for name in SCHEDULES if name != "track"])
+    schedule: str = opt("static", "of the thresholds", choices=SCHEDULES)
     seed: int = opt(0, "of policy, task and samples; runs of one seed differ in nothing but the schedule")
     total_steps: int = opt(600, "T, rollout batches")
     phase_share: float = opt(0.5, "the first phase's share of T, in id and did")
     od_ratio: float = opt(0.2, "od turns entropy up at this multiple of its first value")
+    target: str = opt("flat", f"of track, adaptive-bonus and entropic: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy")
+    track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
+    track_ki: float = opt(0.2, "track: the same for the error summed over steps")
+    gain_max: float = opt(1.0, "track: limit of the gain u")
+    objective: str = opt("grpo", "what is optimised: grpo or a baseline", choices=LOSSES)
+    entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
     widen: float = opt(1.0, "the thresholds' distance from 0.2, as a multiple of the paper's; 1: the paper's")
     update_regions: str = opt("E1,E2,E3,E4", "train the tokens of these regions only")
     states: int = opt(64, "different prompts")
@@ -65,6 +72,13 @@ class Toy:
             raise ValueError(f"--update-regions: unknown region {', '.join(unknown)}: give some of {','.join(REGIONS)}")
         if self.prompts > self.states or self.checked > self.positions:
             raise ValueError("--prompts must not exceed --states, nor --checked --positions")
+        if self.schedule == "track" and self.objective != "grpo":
+            raise ValueError(f"--schedule track weights grpo's loss: leave --objective {self.objective} away")
+        self.make_schedule(), Target(self.target, self.total_steps)
+
+    def make_schedule(self):
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, None, self.od_ratio, self.target,
+                             track_kp=self.track_kp, track_ki=self.track_ki, gain_max=self.gain_max)  # fmt: skip
 
 
 PRESETS = {
@@ -99,56 +113,65 @@ class SoftmaxPolicy(torch.nn.Module):
 
 
 @torch.no_grad()
-def exact(policy: SoftmaxPolicy, cfg: Toy) -> tuple[torch.Tensor, float]:
-    """(H [states, positions] in nats, mean chance of a right response): expectations, no samples."""
+def exact(policy: SoftmaxPolicy, cfg: Toy) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H [states, positions] in nats, chance of a right response [states]): expectations, no samples."""
     logp = policy(torch.arange(cfg.states * cfg.positions)).log_softmax(-1).view(cfg.states, cfg.positions, -1)
     p_right = (logp.exp() * policy.right.view_as(logp)).sum(-1)
-    return -(logp.exp() * logp).sum(-1), p_right[:, : cfg.checked].prod(1).mean().item()
+    return -(logp.exp() * logp).sum(-1), p_right[:, : cfg.checked].prod(1).double()
 
 
 def run(cfg: Toy):
-    """Trains; yields each step's line of metrics.jsonl. Beside the trainer's keys: `right`, the chance of a right response,
-    `clip_frac_high_E2`, the part of clip_frac_high that is E2, and `entropy_change`, measured on this step's contexts."""
+    """Trains; yields each step's line of metrics.jsonl. Beside the trainer's keys: `right`, the chance of a right response, and
+    `pass@k`, that of one among k, both exact over all states; `clip_frac_high_E2`, the part of clip_frac_high that is E2, and `entropy_change`, measured on this step's contexts."""
     torch.manual_seed(cfg.seed)
     policy = SoftmaxPolicy(cfg)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
-    schedule = make_schedule(cfg.schedule, cfg.total_steps, cfg.phase_share, od_ratio=cfg.od_ratio)
+    schedule, target = cfg.make_schedule(), Target(cfg.target, cfg.total_steps)
+    controller = {"adaptive-bonus": AdaptiveBonus, "entropic": EntroPIC}.get(cfg.objective, lambda target: None)(target)
+    tracker = controller or (schedule if cfg.schedule == "track" else None)
     trained = [REGIONS.index(name) for name in cfg.update_regions.split(",")]
-    state_entropy, right_now = exact(policy, cfg)
+    state_entropy, p_right = exact(policy, cfg)
     for step in range(cfg.total_steps):
-        before, p_right = state_entropy, right_now
+        before, p_before = state_entropy, p_right
         states = torch.randperm(cfg.states)[: cfg.prompts]
         contexts = states[:, None] * cfg.positions + torch.arange(cfg.positions)  # [P, L]
         with torch.no_grad():
             logits = policy(contexts)  # [P, L, V]
-            p = logits.softmax(-1).flatten(0, 1)
-            tokens = torch.multinomial(p, cfg.group_size, replacement=True).view(*contexts.shape, -1)  # [P, L, G]
-            right = policy.right[contexts].gather(-1, tokens)[:, : cfg.checked].all(1)  # [P, G]
-            rewards = (torch.rand(right.shape) < torch.where(right, cfg.paid_right, cfg.paid_wrong)).float()
-            advantages = group_advantages(rewards.flatten(), cfg.group_size).view_as(rewards)[:, None].expand(tokens.shape)
-            rows = logits.unsqueeze(2).expand(*tokens.shape, -1).reshape(-1, cfg.vocab)
+            tokens = torch.multinomial(logits.softmax(-1).flatten(0, 1), cfg.group_size, replacement=True)
+            tokens = tokens.view(*contexts.shape, -1).mT.contiguous()  # [P, G, L]
+            right = policy.right[contexts][:, None].expand(*tokens.shape, -1).gather(-1, tokens[..., None])[..., : cfg.checked, 0].all(-1)
+            rewards = (torch.rand(right.shape) < torch.where(right, cfg.paid_right, cfg.paid_wrong)).float()  # [P, G]
+            advantages = group_advantages(rewards.flatten(), cfg.group_size).repeat_interleave(cfg.positions)  # [N], as all below
+            rows = logits[:, None].expand(*tokens.shape, -1).reshape(-1, cfg.vocab)
             old_logp, entropy, baseline = token_stats(rows, tokens.flatten(), chunk=len(rows))
-            regions, region_report = region_metrics(old_logp, entropy, baseline, advantages.flatten())
-            old_logp, regions = old_logp.view(tokens.shape), regions.view(4, *tokens.shape)
-            mask = regions[trained].any(0)
+            regions, region_report = region_metrics(old_logp, entropy, baseline, advantages)
 
-        upper, lower = (mix(cfg.widen, line, EPS) for line in schedule(step, before.double().mean().item()))
+        h, lengths, everything = before.double().mean().item(), [cfg.positions] * rewards.numel(), torch.ones_like(regions[0])
+        upper, lower = (mix(cfg.widen, line, EPS) for line in schedule(step, h))
+        coefficient = controller(step, h) if controller else cfg.entropy_coef
+        weights, plan = step_plan(cfg.objective, old_logp, advantages, everything, lengths, coefficient, torch.default_generator)
+        weights = weights * region_gains(regions, schedule.gain)
+        mask = regions[trained].any(0) if cfg.update_regions != Toy.update_regions else everything
         clip_high = clip_low = clip_high_e2 = 0
         for _ in range(cfg.updates):
-            logp = policy(contexts).log_softmax(-1).gather(-1, tokens)
-            loss, sums = clipped_surrogate(old_logp, logp, advantages, mask, upper, lower)
+            log_p = policy(contexts).log_softmax(-1)  # [P, L, V]
+            logp = log_p.gather(-1, tokens.mT).mT.flatten()
+            h_now = -(log_p.exp() * log_p).sum(-1)[:, None].expand(tokens.shape).flatten() if "bonus" in cfg.objective else None
+            loss, sums = token_loss(cfg.objective, old_logp, logp, advantages, mask & (weights != 0), upper, lower, plan, lengths, h_now)
             optimizer.zero_grad()
-            (loss.sum() / tokens.numel()).backward()
+            ((loss * weights).sum() / tokens.numel()).backward()
             optimizer.step()
             _, e2_sums = clipped_surrogate(old_logp, logp.detach(), advantages, mask & regions[1], upper, lower)
             clip_high, clip_low, clip_high_e2 = clip_high + sums["clip_high"], clip_low + sums["clip_low"], clip_high_e2 + e2_sums["clip_high"]
 
-        state_entropy, right_now = exact(policy, cfg)
+        state_entropy, p_right = exact(policy, cfg)
         seen = cfg.updates * tokens.numel()
         yield {
-            "step": step, "entropy": before.double().mean().item(), "reward": rewards.mean().item(), "right": p_right,
-            "clip_frac_high": clip_high.item() / seen, "clip_frac_low": clip_low.item() / seen,
-            "clip_frac_high_E2": clip_high_e2.item() / seen, "upper": upper, "lower": lower, "schedule_state": schedule.state_dict(),
+            "step": step, "entropy": h, "reward": rewards.mean().item(),
+            "right": p_before.mean().item(), **{f"pass@{k}": (1 - (1 - p_before) ** k).mean().item() for k in (8, 32)},
+            "clip_frac_high": float(clip_high / seen), "clip_frac_low": float(clip_low / seen), "clip_frac_high_E2": float(clip_high_e2 / seen),
+            "upper": upper, "lower": lower, "schedule_state": schedule.state_dict(),
+            "target": target(step, tracker.h_init) if tracker else None, "gain": schedule.gain,
             **region_report, "entropy_change": (state_entropy - before)[states].double().mean().item(),
         }  # fmt: skip
 
@@ -164,7 +187,6 @@ def parse(argv: list[str] | None = None) -> Toy:
         parser.add_argument(flag, type=f.type, default=default, help=f"{f.metadata['help']} ({default})", choices=f.metadata.get("choices"))
     try:
         cfg = Toy(**vars(parser.parse_args(argv)))
-        make_schedule(cfg.schedule, cfg.total_steps, cfg.phase_share, od_ratio=cfg.od_ratio)
     except ValueError as error:
         parser.exit(2, f"toy.py: error: {error}\n")
     cfg.out = cfg.out or f"runs/toy-{cfg.policy}-{cfg.schedule}-seed{cfg.seed}"
