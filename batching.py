@@ -7,6 +7,7 @@ own part of it: no rank ever waits in a collective that another one skips.
 from typing import NamedTuple
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 FILLER = -1  # in a plan: this rank has no row here, and runs a masked copy of a short one to keep step with the others
 
@@ -54,23 +55,19 @@ class MicroBatch(NamedTuple):
 
 def collate(prompts: list[torch.Tensor], responses: list[torch.Tensor], rows: list[int]) -> MicroBatch:
     """The micro-batch of `rows` (numbers into the lists of 1-D id tensors; FILLER allowed). No prompt or response may be empty."""
-    shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
     real = [i != FILLER for i in rows]
-    rows = [i if i != FILLER else shortest for i in rows]
-    length = max(len(prompts[i]) + len(responses[i]) for i in rows)
-    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    predicts = torch.zeros(len(rows), length, dtype=torch.bool)
-    for r, i in enumerate(rows):
-        start, end = len(prompts[i]), len(prompts[i]) + len(responses[i])
-        input_ids[r, :end] = torch.cat([prompts[i], responses[i]])
-        attention_mask[r, :end] = 1
-        predicts[r, start - 1 : end - 1] = True
+    if not all(real):
+        shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+        rows = [i if i != FILLER else shortest for i in rows]
+    start = torch.tensor([len(prompts[i]) for i in rows])[:, None]
+    end = start + torch.tensor([len(responses[i]) for i in rows])[:, None]
+    input_ids = pad_sequence([torch.cat([prompts[i], responses[i]]) for i in rows], batch_first=True).long()
+    position = torch.arange(input_ids.shape[1])
     return MicroBatch(
         input_ids=input_ids,
-        attention_mask=attention_mask,
-        predicts=predicts,
+        attention_mask=(position < end).long(),
+        predicts=(position >= start - 1) & (position < end - 1),
         tokens=torch.cat([responses[i] for i in rows]).long(),
         rows=rows,
-        response_mask=torch.cat([torch.full((len(responses[i]),), keep) for i, keep in zip(rows, real)]),
+        response_mask=torch.tensor(real).repeat_interleave((end - start).squeeze(1)),
     )

@@ -103,12 +103,13 @@ def update(
     raises FloatingPointError on every rank."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     totals, grad_norms, bad_steps = torch.zeros(len(SUMS), dtype=torch.float64, device=device), [], 0
+    row_tokens = [int(mask.sum()) for mask in loss_mask]  # of all ranks: every rank knows every row
     for epoch in range(cfg.epochs):
         shuffle = torch.Generator().manual_seed(seed_of(cfg.seed, step, "epoch", epoch))
         for mini_batch in torch.randperm(len(rollouts.rewards), generator=shuffle).chunk(cfg.mini_batches):
             row = mini_batch.tolist()
             prompts, responses = [rollouts.prompts[i] for i in row], [rollouts.responses[i] for i in row]
-            n_tokens = max(1, sum(int(loss_mask[i].sum()) for i in row))  # of all ranks: every rank knows every row
+            n_tokens = max(1, sum(row_tokens[i] for i in row))
             lengths = [len(p) + len(r) for p, r in zip(prompts, responses)]
             for micro_batch in plan_micro_batches(lengths, world_size, cfg.micro_batch_tokens):
                 batch = collate(prompts, responses, micro_batch[rank]).to(device)

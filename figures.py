@@ -1,0 +1,5 @@
+from pathlib import Path
+
+
+def draw(results: Path) -> None:
+    ...

@@ -1,0 +1,165 @@
+"""The paper's experiments, and the study of entropy on a setpoint, on two CPU cores: every run, figure and table under results/.
+
+    python reproduce.py                    # the runs that results/ lacks, two at a time, then figures and tables; all: about 90 minutes
+    python reproduce.py --quick            # one seed, short runs, into runs/quick: ten minutes, to see that it works
+    python reproduce.py --draw             # figures and tables from the committed results/*.jsonl alone
+
+A run is a command of toy.py or grpo.py and a seed. What it logged is thinned (a point is the mean over a window of steps) and becomes one
+line of results/EXPERIMENT.jsonl, with the command; runs that are there already are not made again. figures.py draws the lines.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import figures
+from metrics import REGIONS, read_lines
+from schedules import SCHEDULES, TARGETS, Target
+
+POINTS = 60  # of a thinned curve
+CURVES = ("entropy", "reward", "right", "pass@8", "pass@32", "clip_frac_high", "clip_frac_low", "clip_frac_high_E2", "target", "gain")
+FIXED = [name for name in SCHEDULES if name != "track"]
+REGION_SETS = ("E1", "E2", "E3", "E4", "E1,E2,E3,E4")
+
+LINEAR = "toy.py --policy linear --total-steps 600"
+ZIPF = (
+    "grpo.py --preset tiny --sampler transformers --model runs/zipf-task --data runs/zipf-task/data.jsonl --reward zipf:noisy "
+    "--max-response-tokens 3 --prompts-per-step 8 --group-size 32 --mini-batches 1 --epochs 16 --lr 1e-4 --save-every 1000 --total-steps 120"
+)
+TINY = "grpo.py --preset tiny --sampler transformers --prompts-per-step 16 --save-every 1000"
+
+EXPERIMENTS = {  # {experiment: {label: command}}
+    "linear": {name: f"{LINEAR} --schedule {name}" for name in FIXED}
+    | {f"track {t}": f"{LINEAR} --schedule track --target {t}" for t in TARGETS}
+    | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in ("adaptive-bonus", "entropic") for t in TARGETS}
+    | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
+    "regions-linear": {r: f"toy.py --policy linear --total-steps 60 --update-regions {r}" for r in REGION_SETS},
+    "regions-tiny": {r: f"{TINY} --schedule static --update-regions {r} --total-steps 25" for r in REGION_SETS},
+    "zipf": {name: f"{ZIPF} --schedule {name}" for name in FIXED}
+    | {f"track {t}": f"{ZIPF} --schedule track --target {t}" for t in TARGETS},
+    "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "id")}
+    | {f"track {t}": f"{TINY} --schedule track --target {t}" for t in TARGETS},
+}
+
+
+def summarize(lines: list[dict], trained: str) -> dict:
+    """What a figure or table needs of a run's metrics.jsonl, computed on all its steps; and the thinned curves."""
+    for line in lines:
+        line.setdefault("right", line.get("reasons", {}).get("correct", 0.0))
+    n, entropy = len(lines), np.array([line["entropy"] for line in lines])
+    # first order, in logit space: Σ over the trained regions, each with its weight under the gain u, against what entropy did
+    predicted = [
+        sum(change * (1 + line.get("gain", 0.0) * (1 if region in ("E2", "E3") else -1)) for region, change in line["predicted_entropy_change"].items()
+            if region in trained)
+        for line in lines
+    ]  # fmt: skip
+    measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
+    pairs = np.array([predicted[: len(measured)], measured])
+    edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)
+    thin = lambda values: [float(f"{np.mean(values[a:b]):.4g}") for a, b in zip(edges, edges[1:])]  # noqa: E731
+    last = lines[-max(1, n // 20) :]
+    return {
+        "steps": n,
+        "h_init": entropy[0],
+        "tracking": {t: float(np.mean([abs(h - Target(t, n)(k, entropy[0])) for k, h in enumerate(entropy)]) / entropy[0]) for t in TARGETS},
+        "final": {key: float(np.mean([line[key] for line in last])) for key in ("entropy", *[c for c in CURVES if "pass@" in c and c in lines[0]], "right")},
+        "right_mean": float(np.mean([line["right"] for line in lines])),
+        "prediction": {"correlation": float(np.corrcoef(pairs)[0, 1]), "same_sign": float(np.mean(np.prod(pairs, 0) > 0))},
+        "curves": {"step": thin(np.arange(n))} | {c: thin([line[c] for line in lines]) for c in CURVES if lines[0].get(c) is not None},
+    }  # fmt: skip
+
+
+def measure_model(experiment: str, model: Path, out: Path) -> dict:
+    """pass@k of a trained model on held-out or fresh problems, 32 samples each at temperature 1."""
+    if experiment == "zipf":
+        done = python(["zipf.py", "--measure", str(model)])
+        return json.loads(done.splitlines()[-1])
+    python(["evaluate.py", "--model", str(model), "--benchmarks", "tiny", "--sampler", "transformers", "--samples", "32", "--temperature", "1",
+            "--top-p", "1", "--top-k", "0", "--out", str(out)])  # fmt: skip
+    (tiny,) = json.loads((out / "results.json").read_text())["models"].values()
+    return tiny["tiny"]
+
+
+def python(argv: list[str]) -> str:
+    """Runs this Python with one thread, returns what it printed. Raises RuntimeError with the end of its output if it fails."""
+    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(argv)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+class Study:
+    """The runs of all experiments and the lines they leave in `results`."""
+
+    def __init__(self, results: Path, runs: Path, seeds: int, quick: bool):
+        self.results, self.runs, self.seeds, self.quick, self.lock = results, runs, seeds, quick, threading.Lock()
+
+    def path(self, experiment: str) -> Path:
+        return self.results / f"{experiment}.jsonl"
+
+    def missing(self, experiments: list[str]) -> list[tuple[str, str, int]]:
+        """(experiment, label, seed), all of one seed before the next, so that what is there at any time is a whole study of fewer seeds."""
+        found = {e: {(line["command"], line["seed"]) for line in read_lines(self.path(e))} if self.path(e).exists() else set() for e in experiments}
+        return [
+            (e, label, seed) for seed in range(self.seeds) for e in experiments for label in EXPERIMENTS[e] if (self.command(e, label), seed) not in found[e]
+        ]  # fmt: skip
+
+    def command(self, experiment: str, label: str) -> str:
+        command = EXPERIMENTS[experiment][label]
+        return f"{command} --total-steps {100 if 'toy.py' in command else 10}" if self.quick else command
+
+    def run(self, experiment: str, label: str, seed: int) -> None:
+        command, out = self.command(experiment, label), self.runs / experiment / f"{label.replace(' ', '-')}-seed{seed}"
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
+        python([*shlex.split(command), "--seed", str(seed), "--out" if "toy.py" in command else "--output", str(out)])
+        line = {"label": label, "seed": seed, "command": command} | summarize(read_lines(out / "metrics.jsonl"), label if "regions" in experiment else ",".join(REGIONS))
+        if experiment in ("zipf", "tiny"):
+            line["final"] |= measure_model(experiment, out / "model", out / "evaluation")
+        with self.lock, open(self.path(experiment), "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def run_all(self, experiments: list[str], jobs: int) -> None:
+        """A run that fails is reported at the end; the others go on."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        todo, failed = self.missing(experiments), []
+        if any("zipf-task" in EXPERIMENTS[e][label] for e, label, _ in todo) and not Path("runs/zipf-task/data.jsonl").exists():
+            python(["zipf.py", "--out", "runs/zipf-task"])
+        with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
+            for future in as_completed([pool.submit(self.run, *run) for run in todo]):
+                bar.update()
+                if error := future.exception():
+                    failed.append(error)
+                    bar.write(str(error))
+        if failed:
+            sys.exit(f"reproduce.py: {len(failed)} of {len(todo)} runs failed; the same command makes them again")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="experiments, of %(default)s")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--quick", action="store_true", help="one seed and short runs, to see that it works")
+    parser.add_argument("--draw", action="store_true", help="no runs: figures and tables from the results that are there")
+    args = parser.parse_args(argv)
+    experiments = args.only.split(",")
+    if unknown := sorted(set(experiments) - set(EXPERIMENTS)):
+        parser.exit(2, f"reproduce.py: error: --only: unknown experiment {', '.join(unknown)}: choose of {', '.join(EXPERIMENTS)}\n")
+    results, runs = (Path("runs/quick/results"), Path("runs/quick")) if args.quick else (Path("results"), Path("runs/reproduce"))
+    if not args.draw:
+        Study(results, runs, 1 if args.quick else args.seeds, args.quick).run_all(experiments, args.jobs)
+    figures.draw(results)
+
+
+if __name__ == "__main__":
+    main()
