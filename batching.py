@@ -6,17 +6,19 @@ own part of it: no rank ever waits in a collective that another one skips.
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+OVERHEAD_TOKENS = 256  # a micro-batch's fixed cost in tokens: one more is worth it if it saves as much padding
 FILLER = -1  # in a plan: this rank has no row here, and runs a masked copy of a short one to keep step with the others
 
 
 def plan_micro_batches(lengths: list[int], world_size: int, max_tokens: int) -> list[list[list[int]]]:
     """Deal rows to ranks and cut them into micro-batches: plan[m][rank] lists the row numbers of rank's m-th micro-batch.
 
-    Rows sorted by length are dealt in rounds of `world_size`, so ranks get rows of nearly equal length, and a micro-batch is as many
-    rounds as keep rows × longest row within `max_tokens`. Every row is in the plan once; every rank has len(plan) micro-batches of
+    Rows sorted by length are dealt in rounds of `world_size`, so ranks get rows of nearly equal length. The rounds are cut where the sum
+    of rows × longest row, plus OVERHEAD_TOKENS for each micro-batch, is least, rows × longest row within `max_tokens`. Every row is in the plan once; every rank has len(plan) micro-batches of
     the same number of rows each, FILLERs included. Longest first: what does not fit in memory fails in the first micro-batch.
     Raises ValueError for a row longer than `max_tokens`.
     """
@@ -25,18 +27,21 @@ def plan_micro_batches(lengths: list[int], world_size: int, max_tokens: int) -> 
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     order += [FILLER] * (-len(order) % world_size)
     rounds = [order[i : i + world_size] for i in range(0, len(order), world_size)]
-    plan, micro_batch, longest = [], [], 0
-    for i, row_of_rank in enumerate(rounds):
-        if micro_batch and (len(micro_batch) + 1) * longest > max_tokens:
-            plan.append(micro_batch)
-            micro_batch = []
-        if not micro_batch:
-            longest = lengths[row_of_rank[0]]
+    longest = np.array([lengths[row_of_rank[0]] for row_of_rank in rounds])
+    # cheapest[j]: of the first j rounds, by the last cut i: rows × longest row, and what a forward/backward costs however small
+    cheapest, cut = np.zeros(len(rounds) + 1), [0] * (len(rounds) + 1)
+    for j in range(1, len(rounds) + 1):
+        tokens = np.arange(j, 0, -1) * longest[:j]  # of a micro-batch that starts at round i = 0 … j − 1
+        cost = np.where(tokens <= max_tokens, cheapest[:j] + tokens + OVERHEAD_TOKENS, np.inf)
+        cut[j] = int(cost.argmin())
+        cheapest[j] = cost[cut[j]]
+    plan, j = [], len(rounds)
+    while j:
         # every other round is dealt backwards, or rank 0 would get the longer row each time
-        micro_batch.append(row_of_rank if i % 2 == 0 else row_of_rank[::-1])
-    if micro_batch:
-        plan.append(micro_batch)
-    return [[[r[rank] for r in micro_batch] for rank in range(world_size)] for micro_batch in plan]
+        micro_batch = [rounds[i] if i % 2 == 0 else rounds[i][::-1] for i in range(cut[j], j)]
+        plan.insert(0, [[row_of_rank[rank] for row_of_rank in micro_batch] for rank in range(world_size)])
+        j = cut[j]
+    return plan
 
 
 class MicroBatch(NamedTuple):

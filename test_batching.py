@@ -1,11 +1,13 @@
 """Micro-batch plans and padding: pytest test_batching.py"""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batching import FILLER, collate, plan_micro_batches
+from batching import FILLER, OVERHEAD_TOKENS, collate, plan_micro_batches
 
 
 @settings(deadline=None)  # a busy machine is not a failure
@@ -20,6 +22,22 @@ def test_plan_has_every_row_once_in_budget_and_in_step_on_all_ranks(lengths, wor
         longest = max(lengths[row] for share in micro_batch for row in share if row != FILLER)
         assert len(micro_batch[0]) * longest <= max_tokens
     assert sum(row == FILLER for mb in plan for share in mb for row in share) < world_size
+
+
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(1, 2000), min_size=1, max_size=9), max_tokens=st.integers(2000, 8000))
+def test_no_other_cut_of_the_sorted_rows_is_cheaper(lengths, max_tokens):
+    def cost(groups):
+        tokens = [len(group) * max(group) for group in groups]
+        return sum(tokens) + OVERHEAD_TOKENS * len(groups) if max(tokens) <= max_tokens else float("inf")
+
+    ordered, n = sorted(lengths, reverse=True), len(lengths)
+    every = []
+    for cuts in itertools.product((False, True), repeat=n - 1):  # of all 2^(n − 1)
+        edges = [0, *[i + 1 for i, cut in enumerate(cuts) if cut], n]
+        every.append(cost([ordered[a:b] for a, b in itertools.pairwise(edges)]))
+    plan = plan_micro_batches(lengths, 1, max_tokens)
+    assert cost([[lengths[i] for i in micro_batch[0]] for micro_batch in plan]) == min(every)
 
 
 def test_a_row_over_the_budget_is_refused():
