@@ -31,6 +31,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.elastic.multiprocessing.errors import record
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoTokenizer, set_seed
 from transformers.utils import logging as transformers_logging
 
@@ -46,7 +47,7 @@ from config import Config, parse_config
 from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from memory import check_memory
 from metrics import Logger, read_lines, region_metrics
-from policy import Policy, build_policy
+from policy import Policy, build_policy, whole
 from rollout import Rollouts, collect, importance_weights, overlong_penalty, sampler_mismatch
 from sample import eos_ids, make_sampler
 from schedules import Target
@@ -131,7 +132,7 @@ def update(
                 loss = (loss * weight).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
                 totals += torch.stack([sums[name].double() for name in SUMS])
-            norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm).full_tensor().item()
+            norm = whole(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
             if math.isfinite(norm):  # the same number on every rank
                 grad_norms.append(norm)
                 optimizer.step()
@@ -156,7 +157,8 @@ SUMS = ("tokens", "clip_high", "clip_low", "kl", "ratio_clamped")  # of what `cl
 
 def first_bad_tensor(policy: Policy, logp: torch.Tensor, loss: torch.Tensor) -> str:
     """Which tensors of the last micro-batch are not finite, rank by rank. A collective."""
-    tensors = {"logp": logp, "loss": loss} | {f"gradient of {n}": p.grad.to_local() for n, p in policy.named_parameters()}
+    tensors = {"logp": logp, "loss": loss}
+    tensors |= {f"gradient of {n}": p.grad.to_local() if isinstance(p.grad, DTensor) else p.grad for n, p in policy.named_parameters()}
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     return "; ".join(gather([f"rank {dist.get_rank()}: {len(bad)} tensors are not finite, first {bad[0]}"] if bad else []))
 

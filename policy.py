@@ -15,6 +15,11 @@ from batching import MicroBatch
 from clipping import token_logp
 
 
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor gathered, a collective; any other one as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 class Policy(torch.nn.Module):
     """Wraps `lm` so that its output head runs inside the sharded root's forward, chunk by chunk, on response tokens alone: the head's
     weights are gathered once per micro-batch, and [tokens, vocabulary] never exists whole."""
@@ -38,7 +43,7 @@ class Policy(torch.nn.Module):
         """(name, whole tensor) of every weight, one gathered at a time, as `dtype`. A collective: every rank must exhaust it."""
         for name, tensor in self.state_dict().items():  # of self, the sharded root: it reshards first, self.lm would not
             tensor = tensor.to(dtype)  # before gathering: half the traffic
-            yield name.removeprefix("lm."), tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            yield name.removeprefix("lm."), whole(tensor)
 
     def save(self, directory: Path, tokenizer) -> None:
         """Write a Hugging Face model directory, in the dtype that the model came in. A collective; rank 0 writes."""
@@ -54,12 +59,15 @@ class Policy(torch.nn.Module):
 
 def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
     """Load `model` on every rank in float32 and shard it over `mesh`, layer by layer. On GPUs: bf16 compute, float32 weights and
-    gradient reduction, gradient checkpointing; on a CPU float32 throughout."""
+    gradient reduction, gradient checkpointing; on a CPU float32 throughout, and not sharded where there is one process only: FSDP2's
+    hooks would take a quarter of the tiny model's time."""
     on_gpu = mesh.device_type == "cuda"
     lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if on_gpu:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
     policy = Policy(lm, temperature, AutoConfig.from_pretrained(model).dtype or torch.float32).train()
+    if not on_gpu and mesh.size() == 1:
+        return policy
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if on_gpu else MixedPrecisionPolicy()
     for layer in lm.base_model.layers:
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
