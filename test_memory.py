@@ -1,10 +1,12 @@
 """The memory estimate: pytest test_memory.py"""
 
+from argparse import Namespace
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from memory import check_memory, training_memory
+from memory import check_memory, step_time, training_memory
 
 CPU = torch.device("cpu")
 
@@ -41,3 +43,16 @@ def test_a_model_that_cannot_fit_is_refused_with_the_parts(tmp_path):
 
 def test_a_small_model_fits(tmp_path):
     check_memory(config(tmp_path, 64, 2), 2, 4096, CPU, 0.5)
+
+
+def test_step_time_scales_as_the_work_does(tmp_path):
+    model = config(tmp_path, 128, 3)
+    a = Namespace(rows=64, prompt_tokens=10, response_tokens=90, updates=2, padding=0.0, decode_rate=100, tflops=1e-6, gpu_gbytes=1, node_gbytes=1,
+                  micro_batch_tokens=1000)  # fmt: skip
+    n = sum(p.numel() for p in AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model)).parameters())
+    rollout, old, update, gather, between, sync = step_time(model, 8, 1, a).values()
+    assert rollout == 64 * 90 / (100 * 8)
+    assert old == pytest.approx(2 * n * 6400 / (1e6 * 8)) and update == pytest.approx(4 * old)
+    assert gather == pytest.approx(2 * 8 * n / 1e9) and between == 0 and sync == pytest.approx(2 * n / 1e9)
+    two = list(step_time(model, 8, 2, a).values())
+    assert two[:3] == pytest.approx([rollout / 2, old / 2, update / 2]) and two[4] > 0
