@@ -31,7 +31,7 @@ def load(results: Path) -> dict[str, Runs]:
     studies = {}
     for path in sorted(results.glob("*.jsonl")):
         studies[path.stem] = runs = defaultdict(list)
-        for line in sorted(read_lines(path), key=lambda line: line["seed"]):
+        for line in sorted(read_lines(path), key=lambda line: (" " in line["label"], line["label"], line["seed"])):
             runs[line["label"]].append(line)
     return studies
 
@@ -153,21 +153,38 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
 
 
 def study_table(name: str, runs: Runs) -> str:
-    """Every run of one policy: entropy, reward, pass@k; and the change of entropy, predicted and measured."""
+    """Every run of one policy: entropy, right responses, pass@k at the end; and the change of entropy, predicted and measured."""
     rows = []
-    for label, lines in sorted(runs.items()):
-        target = label.partition(" ")[2]
-        tracking = interval([100 * line["tracking"][target] for line in lines], 1) if target in TARGETS else ""
+    for label, lines in runs.items():
         wins = sum(line["final"]["right"] > base["final"]["right"] for line in lines for base in runs["static"] if base["seed"] == line["seed"])
         rows.append([
-            label, str(len(lines)), tracking, interval([line["final"]["entropy"] / line["h_init"] for line in lines], 2),
+            label, interval([line["final"]["entropy"] / line["h_init"] for line in lines], 2),
             *(interval([line["final"][key] for line in lines]) for key in ("right", "pass@8", "pass@32")),
             interval([line["right_mean"] for line in lines]), f"{wins} of {len(lines)}" if label != "static" else "",
             interval([line["prediction"]["correlation"] for line in lines], 2),
         ])  # fmt: skip
-    head = ["run", "seeds", "mean abs(H − target), % of H_init", "final H / H_init", "final right", "pass@8", "pass@32",
-            "right, mean over the run", "final right above static's", "correlation of predicted and measured change of H"]  # fmt: skip
-    return table(name, head, rows)
+    head = ["run", "final H / H_init", "right at the end", "pass@8", "pass@32", "right, mean over the run", "right at the end above static's, same seed",
+            "correlation of predicted and measured change of H"]  # fmt: skip
+    return table(f"{name}, {len(runs['static'])} seeds", head, rows)
+
+
+def tracking_table(name: str, runs: Runs) -> str:
+    """How far entropy is from each target: of the schedules, which know of none, and of those that were given it."""
+    errors = lambda lines, t, key="tracking": interval([100 * line[key][t] for line in lines], 1)  # noqa: E731
+    rows = [[label, *(errors(lines, t) for t in TARGETS)] for label, lines in runs.items() if " " not in label]
+    for label in dict.fromkeys(label.split()[0] for label in runs if label.split()[-1] in TARGETS and " " in label):
+        rows.append([label, *(errors(runs[f"{label} {t}"], t) for t in TARGETS)])
+    rows.append(["track, means of 10 steps", *(errors(runs[f"track {t}"], t, "tracking_10") for t in TARGETS)])
+    return table(f"{name}: mean abs(H − target) in % of H_init", ["run", *TARGETS], rows)
+
+
+def mid_training_table(name: str, runs: Runs) -> str:
+    """The paper's Fig. 9 looks at step 120 of 400."""
+    rows = []
+    for label in ("static", "clip-higher", "id", "did", "od"):
+        at = {key: [np.interp(0.3 * line["steps"], line["curves"]["step"], line["curves"][key]) for line in runs[label]] for key in ("right", "pass@8", "pass@32")}
+        rows.append([label, *(interval(values) for values in at.values())])
+    return table(f"{name}: at 0.3 T", ["run", "pass@1", "pass@8", "pass@32"], rows)
 
 
 def region_table(name: str, runs: Runs) -> str:
@@ -190,6 +207,13 @@ def draw(results: Path) -> None:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")
         else:
             figure(studies, results)
-    tables = [region_table(name, runs) if "regions" in name else study_table(name, runs) for name, runs in studies.items()]
+    tables = []
+    for name, runs in studies.items():
+        if "regions" in name:
+            tables.append(region_table(name, runs))
+        else:
+            tables += [study_table(name, runs), tracking_table(name, runs)]
+    if "linear" in studies:
+        tables.append(mid_training_table("linear", studies["linear"]))
     (results / "tables.md").write_text("\n".join(tables) + "\n")
     print(results / "tables.md")

@@ -64,6 +64,7 @@ def summarize(lines: list[dict], trained: str) -> dict:
         for line in lines
     ]  # fmt: skip
     measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
+    error = {t: (entropy - [Target(t, n)(k, entropy[0]) for k in range(n)]) / entropy[0] for t in TARGETS}
     pairs = np.array([predicted[: len(measured)], measured])
     edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)
     thin = lambda values: [float(f"{np.mean(values[a:b]):.4g}") for a, b in zip(edges, edges[1:])]  # noqa: E731
@@ -71,7 +72,8 @@ def summarize(lines: list[dict], trained: str) -> dict:
     return {
         "steps": n,
         "h_init": entropy[0],
-        "tracking": {t: float(np.mean([abs(h - Target(t, n)(k, entropy[0])) for k, h in enumerate(entropy)]) / entropy[0]) for t in TARGETS},
+        "tracking": {t: float(np.abs(e).mean()) for t, e in error.items()},
+        "tracking_10": {t: float(np.abs(np.convolve(e, np.full(10, 0.1), "valid")).mean()) for t, e in error.items()},  # of means of 10 steps
         "final": {key: float(np.mean([line[key] for line in last])) for key in ("entropy", *[c for c in CURVES if "pass@" in c and c in lines[0]], "right")},
         "right_mean": float(np.mean([line["right"] for line in lines])),
         "prediction": {"correlation": float(np.corrcoef(pairs)[0, 1]), "same_sign": float(np.mean(np.prod(pairs, 0) > 0))},
