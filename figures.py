@@ -85,9 +85,9 @@ def draw_regions(studies: dict[str, Runs], out: Path) -> None:
 
 def draw_schedules(studies: dict[str, Runs], out: Path) -> None:
     """Figs 4, 5: bounds that move against fixed ones. Fig. 8: ID, DID, OD against GRPO and clip-higher."""
-    names = {"linear": "linear policy", "zipf": "transformer, zipf"}
+    names = {"linear": "linear policy", "linear-slow": "linear, lr / 3.3", "zipf": "transformer, zipf"}
     for stem, labels in {"bounds": ["static", "upper", "lower"], "schedules": ["static", "clip-higher", "id", "did", "od"]}.items():
-        figure, axes = grid(2, 4)
+        figure, axes = grid(3, 4)
         for row, (name, title) in zip(axes, names.items()):
             panel(row[0], studies[name], labels, "entropy", f"{title}: entropy (nats)", ylim=(0, None))
             panel(row[1], studies[name], labels, "right", "share of right responses", ylim=(0, None))
@@ -200,7 +200,7 @@ def draw(results: Path) -> None:
     """All figures and results/tables.md; a figure whose runs are not there is left out, and named."""
     studies = load(results)
     for figure, needs in {
-        draw_regions: ("regions-linear", "regions-tiny"), draw_schedules: ("linear", "zipf"), draw_paper: ("linear", "zipf"),
+        draw_regions: ("regions-linear", "regions-tiny"), draw_schedules: ("linear", "linear-slow", "zipf"), draw_paper: ("linear", "zipf"),
         draw_phase: ("linear",), draw_targets: ("linear", "zipf", "tiny"),
     }.items():  # fmt: skip
         if lacking := [name for name in needs if name not in studies]:
@@ -212,7 +212,9 @@ def draw(results: Path) -> None:
         if "regions" in name:
             tables.append(region_table(name, runs))
         else:
-            tables += [study_table(name, runs), tracking_table(name, runs)]
+            tables.append(study_table(name, runs))
+            if any(label.startswith("track") for label in runs):
+                tables.append(tracking_table(name, runs))
     if "linear" in studies:
         tables.append(mid_training_table("linear", studies["linear"]))
     (results / "tables.md").write_text("\n".join(tables) + "\n")

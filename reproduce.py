@@ -38,13 +38,15 @@ ZIPF = (
 )
 TINY = "grpo.py --preset tiny --sampler transformers --prompts-per-step 16 --save-every 1000"
 
-EXPERIMENTS = {  # {experiment: {label: command}}
+EXPERIMENTS = {  # {experiment: {label: command}}; linear-slow: a third of the learning rate; linear-sound: rewards without noise
     "linear": {name: f"{LINEAR} --schedule {name}" for name in FIXED}
     | {f"track {t}": f"{LINEAR} --schedule track --target {t}" for t in TARGETS}
     | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in ("adaptive-bonus", "entropic") for t in TARGETS}
     | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
     "regions-linear": {r: f"toy.py --policy linear --total-steps 60 --update-regions {r}" for r in REGION_SETS},
     "regions-tiny": {r: f"{TINY} --schedule static --update-regions {r} --total-steps 25" for r in REGION_SETS},
+    "linear-slow": {name: f"{LINEAR} --lr 0.003 --schedule {name}" for name in FIXED},
+    "linear-sound": {name: f"{LINEAR} --paid-right 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
     "zipf": {name: f"{ZIPF} --schedule {name}" for name in FIXED}
     | {f"track {t}": f"{ZIPF} --schedule track --target {t}" for t in TARGETS},
     "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "id")}
@@ -67,14 +69,17 @@ def summarize(lines: list[dict], trained: str) -> dict:
     error = {t: (entropy - [Target(t, n)(k, entropy[0]) for k in range(n)]) / entropy[0] for t in TARGETS}
     pairs = np.array([predicted[: len(measured)], measured])
     edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)
-    thin = lambda values: [float(f"{np.mean(values[a:b]):.4g}") for a, b in zip(edges, edges[1:])]  # noqa: E731
     last = lines[-max(1, n // 20) :]
+
+    def thin(values) -> list[float]:
+        return [float(f"{np.mean(values[a:b]):.4g}") for a, b in zip(edges, edges[1:])]
+
     return {
         "steps": n,
         "h_init": entropy[0],
         "tracking": {t: float(np.abs(e).mean()) for t, e in error.items()},
         "tracking_10": {t: float(np.abs(np.convolve(e, np.full(10, 0.1), "valid")).mean()) for t, e in error.items()},  # of means of 10 steps
-        "final": {key: float(np.mean([line[key] for line in last])) for key in ("entropy", *[c for c in CURVES if "pass@" in c and c in lines[0]], "right")},
+        "final": {key: float(np.mean([line[key] for line in last])) for key in ("entropy", "right", "pass@8", "pass@32") if key in lines[0]},
         "right_mean": float(np.mean([line["right"] for line in lines])),
         "prediction": {"correlation": float(np.corrcoef(pairs)[0, 1]), "same_sign": float(np.mean(np.prod(pairs, 0) > 0))},
         "curves": {"step": thin(np.arange(n))} | {c: thin([line[c] for line in lines]) for c in CURVES if lines[0].get(c) is not None},
@@ -125,7 +130,8 @@ class Study:
         command, out = self.command(experiment, label), self.runs / experiment / f"{label.replace(' ', '-')}-seed{seed}"
         shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
         python([*shlex.split(command), "--seed", str(seed), "--out" if "toy.py" in command else "--output", str(out)])
-        line = {"label": label, "seed": seed, "command": command} | summarize(read_lines(out / "metrics.jsonl"), label if "regions" in experiment else ",".join(REGIONS))
+        trained = label if "regions" in experiment else ",".join(REGIONS)
+        line = {"label": label, "seed": seed, "command": command} | summarize(read_lines(out / "metrics.jsonl"), trained)
         if experiment in ("zipf", "tiny"):
             line["final"] |= measure_model(experiment, out / "model", out / "evaluation")
         with self.lock, open(self.path(experiment), "a") as file:
@@ -138,11 +144,15 @@ class Study:
         if any("zipf-task" in EXPERIMENTS[e][label] for e, label, _ in todo) and not Path("runs/zipf-task/data.jsonl").exists():
             python(["zipf.py", "--out", "runs/zipf-task"])
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
-            for future in as_completed([pool.submit(self.run, *run) for run in todo]):
-                bar.update()
-                if error := future.exception():
-                    failed.append(error)
-                    bar.write(str(error))
+            try:
+                for future in as_completed([pool.submit(self.run, *run) for run in todo]):
+                    bar.update()
+                    if error := future.exception():
+                        failed.append(error)
+                        bar.write(str(error))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
         if failed:
             sys.exit(f"reproduce.py: {len(failed)} of {len(todo)} runs failed; the same command makes them again")
 
