@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -146,7 +147,7 @@ def trl_stats(hidden, tokens, head):
     return selective_log_softmax(logits, tokens), entropy_from_logits(logits)
 
 
-def logits_once(function: Callable, backward: bool, n: int, vocab: int, width: int, queue) -> None:
+def logits_once(function: Callable, backward: bool, n: int, vocab: int, width: int) -> tuple[float, int, np.ndarray | None]:
     """In a process of its own, whose peak memory is its own: (seconds, peak bytes beyond inputs and gradients, gradient of hidden)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -160,7 +161,8 @@ def logits_once(function: Callable, backward: bool, n: int, vocab: int, width: i
         out = function(hidden, tokens, head)
         if backward:
             (out * weight).sum().backward()
-    queue.put((time.perf_counter() - start, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), hidden.grad.numpy() if backward else None))
+    seconds = time.perf_counter() - start
+    return seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before), hidden.grad.numpy() if backward else None
 
 
 def bench_logits(args: argparse.Namespace) -> None:
@@ -170,21 +172,19 @@ def bench_logits(args: argparse.Namespace) -> None:
         contestants["forward and backward of ln π"][1]["TRL"], contestants["ln π, H, B, no gradient"][1]["TRL, without B"] = trl_logp, trl_stats
     except ImportError:
         print("TRL is not installed: left out")
-    context, rows = multiprocessing.get_context("spawn"), []
+    context = multiprocessing.get_context("spawn")
     for what, (backward, functions) in contestants.items():
         found = {name: [] for name in functions}
         for _ in tqdm(range(args.repeats), desc=what, leave=False):
             for name, function in functions.items():
-                queue = context.Queue()
-                process = context.Process(target=logits_once, args=(function, backward, args.tokens, args.vocab, args.width, queue))
-                process.start()
-                found[name].append(queue.get())
-                process.join()
+                with ProcessPoolExecutor(1, mp_context=context) as pool:  # a new process: out of memory is an error here
+                    found[name].append(pool.submit(logits_once, function, backward, args.tokens, args.vocab, args.width).result())
+        rows = []
         for name, runs in found.items():
             error = max(float(np.abs(a[2] - b[2]).max()) for a, b in zip(runs, found["plain"])) if backward else ""
-            rows.append((what, name, spread([r[0] for r in runs]), ratio([r[0] for r in runs], [r[0] for r in found["plain"]]),
+            rows.append((name, spread([r[0] for r in runs]), ratio([r[0] for r in runs], [r[0] for r in found["plain"]]),
                          f"{statistics.median(r[1] for r in runs) / 2**30:.2f}", ratio([r[1] for r in runs], [r[1] for r in found["plain"]]), error))  # fmt: skip
-    print_table(("what", "how", "seconds", "/ plain", "extra GiB", "/ plain", "largest difference of a gradient"), *rows)
+        print_table((what, "seconds", "/ plain", "extra GiB", "/ plain", "largest difference of a gradient"), *rows)
 
 
 # ------------------------------------------------------------------------------------------------------------------------ padding
@@ -260,10 +260,10 @@ def grpo_run(name: str, ranks: int, *flags: str) -> tuple[list[dict], float]:
 
 def bench_scaling(args: argparse.Namespace) -> None:
     rows = [("model", "ranks", "step, s", "update, s", "rollout, s", "peak GiB of a process")]
-    for width, layers in ((64, 2), (256, 6)):  # small first: peaks only grow
-        model, base = random_model(width, layers), None
+    for width, layers in ((64, 2), (256, 6)):
+        model = random_model(width, layers)
         millions = sum(p.numel() for p in Qwen2ForCausalLM.from_pretrained(model).parameters()) / 1e6
-        for ranks in (1, 2):
+        for ranks in (2, 1):  # the smaller processes first, as the peak of all children only grows
             seconds, peak = grpo_run(f"scaling-{width}-{ranks}", ranks, "--model", str(model), "--data", "tiny", "--total-steps", str(args.repeats + 1),
                                      "--max-response-tokens", "24")  # fmt: skip
             rows.append((f"{millions:.1f}M", ranks, *(spread([s[key] for s in seconds]) for key in ("step", "update", "rollout")), f"{peak:.2f}"))
