@@ -17,6 +17,7 @@ import numpy as np
 from metrics import read_lines
 from schedules import TARGETS, Target
 
+PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5%, by number of seeds
@@ -99,7 +100,7 @@ def draw_schedules(studies: dict[str, Runs], out: Path) -> None:
 def draw_paper(studies: dict[str, Runs], out: Path) -> None:
     """The authors' 7B curves, read off their plot, beside ours."""
     figure, axes = grid(1, 3)
-    with open(out / "paper_entropy_curves.csv") as file:
+    with open(PAPER) as file:
         paper = list(csv.DictReader(line for line in file if not line.startswith("#")))
     for label, column in {"static": "vanilla", "clip-higher": "clip_higher", "id": "id", "did": "did", "od": "od"}.items():
         axes[0, 0].plot([int(r["step"]) for r in paper], [float(r[f"entropy_{column}"]) for r in paper], color=COLORS[label], label=label)
