@@ -9,7 +9,6 @@
 """
 
 import argparse
-import json
 import multiprocessing
 import os
 import resource
