@@ -25,7 +25,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
@@ -37,7 +36,7 @@ from batching import collate, plan_micro_batches
 from clipping import token_logp, token_stats
 from config import parse_config
 from data import encode_prompt, encode_problems
-from distributed import Phases, init_distributed
+from distributed import Phases, end_distributed, init_distributed
 from grpo import CACHE, group_advantages, old_stats, update
 from metrics import read_lines, region_metrics
 from policy import build_policy
@@ -117,7 +116,7 @@ def bench_update(args: argparse.Namespace) -> None:
         ("what", "median [range]"), ("update, static, s", spread(seconds["static"])), ("update, moving thresholds / static", ratio(seconds["id"], seconds["static"])),
         ("step without diagnostics, s", spread(step)), ("entropy, B and regions / that step", ratio(extra, step)),
     )  # fmt: skip
-    dist.destroy_process_group()
+    end_distributed()
 
 
 # ---------------------------------------------------------------------------------------------------------------- the logits wall
@@ -278,7 +277,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
         seconds = side_by_side({kind: lambda s=s: s.sync(policy.full_tensors(torch.float32)) for kind, s in samplers.items()}, args.repeats)
         rows += [(f"{n / 1e6:.1f}M", kind, spread([1000 * s for s in seconds[kind]]), f"{4e-6 * n / statistics.median(seconds[kind]):.0f}") for kind in samplers]
     print_table(*rows)
-    dist.destroy_process_group()
+    end_distributed()
 
 
 # ---------------------------------------------------------------------------------------------------------------------------- TRL

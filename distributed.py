@@ -29,6 +29,16 @@ def init_distributed(timeout_minutes: float) -> torch.device:
     return torch.device("cpu")
 
 
+def end_distributed(*samplers) -> None:
+    """The last collective of a job: closes the samplers, of which vLLM takes the process group down, and then the group. A rank that exits
+    with its gloo group still up is now and then aborted ("terminate called without an active exception"), if another exits later."""
+    dist.barrier()
+    for sampler in samplers:
+        sampler.close()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 def seed_of(*parts) -> int:
     """A 32-bit seed from e.g. (seed, step, rank). Rollouts and mini-batches depend on nothing else, so a run can be resumed."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")

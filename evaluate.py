@@ -38,7 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 import rewards
 import tiny
 from data import BENCHMARKS, encode_prompt, load_benchmark
-from distributed import gather, init_distributed, seed_of
+from distributed import end_distributed, gather, init_distributed, seed_of
 from grpo import CACHE
 from plots import plt
 from sample import Sampling, eos_ids, make_sampler
@@ -320,8 +320,7 @@ def generate(
         if samplers:
             samplers[-1].sleep()  # room for the next model on the GPU
     bar.close()
-    if samplers:
-        samplers[-1].close()
+    end_distributed(*samplers[-1:])  # one engine takes down what all share
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -356,7 +355,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.model:
         device = init_distributed(timeout_minutes=600)
         dist.broadcast_object_list(plan)
-        generate(args, *plan[0], device)  # the last collective: vLLM takes the process group down
+        generate(args, *plan[0], device)
         if rank == 0:
             report(summarize_samples(out / "samples.jsonl"), out)
 

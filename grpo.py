@@ -44,7 +44,7 @@ from batching import collate, plan_micro_batches
 from checkpoint import Checkpointer, latest
 from clipping import Line, region_gains, region_masks, token_logp_and_entropy, token_stats
 from config import Config, parse_config
-from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
+from distributed import Phases, StopRequest, end_distributed, gather, init_distributed, print0, seed_of
 from memory import check_memory
 from metrics import Logger, read_lines, region_metrics
 from policy import Policy, build_policy, whole
@@ -362,6 +362,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
             checkpointer.finish()
             logger.close()
             print0(f"stopped by {signal.Signals(signal_seen).name} after {step + 1} steps; go on with --resume {directory}")
+            end_distributed(sampler)
             sys.exit(128 + signal_seen)
 
     logger.close()
@@ -379,8 +380,7 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
             f"reward {first['reward']:.3f} -> {last['reward']:.3f}, entropy {first['entropy']:.3f} -> {last['entropy']:.3f} nats\n"
             f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
         )
-    dist.barrier()
-    sampler.close()
+    end_distributed(sampler)
 
 
 @record  # torchrun shows the first rank's exception last

@@ -94,7 +94,7 @@ class Sampler:
         """Where the sampler shares a GPU with the trainer: give its memory back, weights included, until the next `sync`."""
 
     def close(self) -> None:
-        """The last call, on every rank and after a barrier: vLLM takes the process group down with its engine."""
+        """The last call, from `distributed.end_distributed`: vLLM takes the process group down with its engine."""
 
 
 class VllmSampler(Sampler):

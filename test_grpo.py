@@ -119,7 +119,7 @@ def updates_on_these_ranks(directory: Path) -> None:
     one row and of all rows; rank 0 saves the weights."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from distributed import init_distributed
+    from distributed import end_distributed, init_distributed
     from policy import build_policy
 
     device = init_distributed(5)
@@ -145,6 +145,7 @@ def updates_on_these_ranks(directory: Path) -> None:
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors(torch.float32)), report
     if rank == 0:
         torch.save(results, directory / "results.pt")
+    end_distributed()
 
 
 # ------------------------------------------------------------------------------------------------------------------- whole runs
