@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any instant: written beside, renamed when whole.
+"""A run's directory and its checkpoints, which survive a kill at any instant: written beside, renamed when whole.
 
 RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and optimizer state (torch.distributed.checkpoint, loads on
 any number of ranks) and trainer.json. Of random states there are none to save: everything random is seeded by (seed, step, rank).
@@ -15,7 +15,35 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
+from config import Config
 from distributed import gather
+
+
+def make_run_directory(cfg: Config) -> Path:
+    """Rank 0 makes it, or finds the one to resume, and saves the configuration; every rank gets its path. Raises ValueError, on every
+    rank, for an explicit --output that exists."""
+    choice = [None]
+    if dist.get_rank() == 0:
+        path = Path(cfg.resume) if cfg.resume else cfg.default_directory
+        for i in range(2, 1000):
+            if cfg.resume or cfg.output or not path.exists():
+                break
+            path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{i}")
+        if path.exists() and not cfg.resume:
+            choice = [ValueError(f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it")]
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            if cfg.resume:
+                changes = cfg.changes(json.loads((path / "config.json").read_text()))
+                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="", flush=True)
+            scratch = path / "config.tmp"
+            scratch.write_text(cfg.to_json() + "\n")
+            scratch.replace(path / "config.json")
+            choice = [path]
+    dist.broadcast_object_list(choice)
+    if isinstance(choice[0], ValueError):
+        raise choice[0]
+    return choice[0]
 
 
 def latest(run: Path) -> Path | None:

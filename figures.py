@@ -23,7 +23,7 @@ Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 STUDENT_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # 97.5%, by number of seeds
 COLORS = {
     "static": "black", "clip-higher": "C7", "upper": "C3", "lower": "C0", "id": "C1", "did": "C2", "od": "C4",
-    "E1": "C0", "E2": "C3", "E3": "C1", "E4": "C9", "E1,E2,E3,E4": "black", "id φ=0.3": "C0", "id φ=0.4": "C2", "id φ=0.6": "C3",
+    "E1": "C0", "E2": "C3", "E3": "C1", "E4": "C9", "E1,E2,E3,E4": "black", "id φ=0.3": "C0", "id φ=0.4": "C2", "id φ=0.6": "C3", "track id": "C5",
 }  # fmt: skip
 
 
@@ -147,6 +147,17 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
     save(figure, axes, out / "targets.png")
 
 
+def draw_words(studies: dict[str, Runs], out: Path) -> None:
+    """A pretrained language model, one run each."""
+    figure, axes = grid(1, 4)
+    titles = {"entropy": "entropy (nats)", "right": "share of right responses", "clip_frac_high": "clipped above", "clip_frac_low": "clipped below"}
+    for axis, (key, title) in zip(axes[0], titles.items()):
+        panel(axis, studies["words"], ["static", "id", "od", "track id"], key, title, ylim=(0, None))
+    for line in studies["words"]["track id"]:
+        axes[0, 0].plot(line["curves"]["step"], line["curves"]["target"], color="black", linestyle="--", linewidth=1, label="its target")
+    save(figure, axes, out / "words.png")
+
+
 # ------------------------------------------------------------------------------------------------------------------- the tables
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
@@ -155,18 +166,18 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> str:
 
 def study_table(name: str, runs: Runs) -> str:
     """Every run of one policy: entropy, right responses, pass@k at the end; and the change of entropy, predicted and measured."""
-    rows = []
+    rows, keys = [], [key for key in ("right", "pass@8", "pass@32") if key in runs["static"][0]["final"]]
     for label, lines in runs.items():
         wins = sum(line["final"]["right"] > base["final"]["right"] for line in lines for base in runs["static"] if base["seed"] == line["seed"])
         rows.append([
             label, interval([line["final"]["entropy"] / line["h_init"] for line in lines], 2),
-            *(interval([line["final"][key] for line in lines]) for key in ("right", "pass@8", "pass@32")),
+            *(interval([line["final"][key] for line in lines]) for key in keys),
             interval([line["right_mean"] for line in lines]), f"{wins} of {len(lines)}" if label != "static" else "",
             interval([line["prediction"]["correlation"] for line in lines], 2),
         ])  # fmt: skip
-    head = ["run", "final H / H_init", "right at the end", "pass@8", "pass@32", "right, mean over the run", "right at the end above static's, same seed",
+    head = ["run", "final H / H_init", "right at the end", *keys[1:], "right, mean over the run", "right at the end above static's, same seed",
             "correlation of predicted and measured change of H"]  # fmt: skip
-    return table(f"{name}, {len(runs['static'])} seeds", head, rows)
+    return table(f"{name}, seeds: {len(runs['static'])}", head, rows)
 
 
 def tracking_table(name: str, runs: Runs) -> str:
@@ -202,7 +213,7 @@ def draw(results: Path) -> None:
     studies = load(results)
     for figure, needs in {
         draw_regions: ("regions-linear", "regions-tiny"), draw_schedules: ("linear", "linear-slow", "zipf"), draw_paper: ("linear", "zipf"),
-        draw_phase: ("linear",), draw_targets: ("linear", "zipf", "tiny"),
+        draw_phase: ("linear",), draw_targets: ("linear", "zipf", "tiny"), draw_words: ("words",),
     }.items():  # fmt: skip
         if lacking := [name for name in needs if name not in studies]:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")
@@ -214,7 +225,7 @@ def draw(results: Path) -> None:
             tables.append(region_table(name, runs))
         else:
             tables.append(study_table(name, runs))
-            if any(label.startswith("track") for label in runs):
+            if all(f"track {target}" in runs for target in TARGETS):
                 tables.append(tracking_table(name, runs))
     if "linear" in studies:
         tables.append(mid_training_table("linear", studies["linear"]))

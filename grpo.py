@@ -19,7 +19,6 @@ Every rank keeps the whole rollout batch (token ids and three numbers per token)
 rollout metrics are computed alike everywhere, and the result does not depend on the number of ranks or the micro-batch size.
 """
 
-import json
 import math
 import os
 import signal
@@ -41,7 +40,7 @@ import rewards
 import tiny
 from baselines import AdaptiveBonus, EntroPIC, step_plan, token_loss
 from batching import collate, plan_micro_batches
-from checkpoint import Checkpointer, latest
+from checkpoint import Checkpointer, latest, make_run_directory
 from clipping import Line, region_gains, region_masks, token_logp_and_entropy, token_stats
 from config import Config, parse_config
 from distributed import Phases, StopRequest, end_distributed, gather, init_distributed, print0, seed_of
@@ -177,33 +176,6 @@ def die(error: Exception) -> None:
     if os.environ.get("RANK", "0") == "0":
         print(f"grpo.py: error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
-
-
-def make_run_directory(cfg: Config) -> Path:
-    """Rank 0 makes it, or finds the one to resume, and saves the configuration; every rank gets its path. Raises ValueError, on every
-    rank, for an explicit --output that exists."""
-    choice = [None]
-    if dist.get_rank() == 0:
-        path = Path(cfg.resume) if cfg.resume else cfg.default_directory
-        for i in range(2, 1000):
-            if cfg.resume or cfg.output or not path.exists():
-                break
-            path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{i}")
-        if path.exists() and not cfg.resume:
-            choice = [ValueError(f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it")]
-        else:
-            path.mkdir(parents=True, exist_ok=True)
-            if cfg.resume:
-                changes = cfg.changes(json.loads((path / "config.json").read_text()))
-                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="", flush=True)
-            scratch = path / "config.tmp"
-            scratch.write_text(cfg.to_json() + "\n")
-            scratch.replace(path / "config.json")
-            choice = [path]
-    dist.broadcast_object_list(choice)
-    if isinstance(choice[0], ValueError):
-        raise choice[0]
-    return choice[0]
 
 
 def load_problems(cfg: Config, device: torch.device) -> tuple[str, object, list[dict]]:

@@ -1,8 +1,10 @@
 """The paper's experiments, and the study of entropy on a setpoint, on two CPU cores: every run, figure and table under results/.
 
-    python reproduce.py                    # the runs that results/ lacks, two at a time, then figures and tables; all: about 90 minutes
+    python reproduce.py                    # the runs that results/ lacks, two at a time, then figures and tables
     python reproduce.py --quick            # one seed, short runs, into runs/quick: ten minutes, to see that it works
     python reproduce.py --draw             # figures and tables from the committed results/*.jsonl alone
+
+To make them all again, move results/*.jsonl away first: about 80 minutes for the default's 3 seeds, and 130 for the 5 of the committed results.
 
 A run is a command of toy.py or grpo.py and a seed. What it logged is thinned (a point is the mean over a window of steps) and becomes one
 line of results/EXPERIMENT.jsonl, with the command; runs that are there already are not made again. figures.py draws the lines.
@@ -29,6 +31,7 @@ from schedules import SCHEDULES, TARGETS, Target
 POINTS = 60  # of a thinned curve
 CURVES = ("entropy", "reward", "right", "pass@8", "pass@32", "clip_frac_high", "clip_frac_low", "clip_frac_high_E2", "target", "gain")
 FIXED = [name for name in SCHEDULES if name != "track"]
+SETPOINT_BASELINES = ("adaptive-bonus", "entropic")  # they take the same targets
 REGION_SETS = ("E1", "E2", "E3", "E4", "E1,E2,E3,E4")
 
 LINEAR = "toy.py --policy linear --total-steps 600"
@@ -36,22 +39,29 @@ ZIPF = (
     "grpo.py --preset tiny --sampler transformers --model runs/zipf-task --data runs/zipf-task/data.jsonl --reward zipf:noisy "
     "--max-response-tokens 3 --prompts-per-step 8 --group-size 32 --mini-batches 1 --epochs 16 --lr 1e-4 --save-every 1000 --total-steps 120"
 )
+WORDS = (
+    "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl --reward words:score "
+    "--max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 --epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
+)
 TINY = "grpo.py --preset tiny --sampler transformers --prompts-per-step 16 --save-every 1000"
 
 EXPERIMENTS = {  # {experiment: {label: command}}; linear-slow: a third of the learning rate; linear-sound: rewards without noise
     "linear": {name: f"{LINEAR} --schedule {name}" for name in FIXED}
     | {f"track {t}": f"{LINEAR} --schedule track --target {t}" for t in TARGETS}
-    | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in ("adaptive-bonus", "entropic") for t in TARGETS}
+    | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in SETPOINT_BASELINES for t in TARGETS}
     | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
     "regions-linear": {r: f"toy.py --policy linear --total-steps 60 --update-regions {r}" for r in REGION_SETS},
     "regions-tiny": {r: f"{TINY} --schedule static --update-regions {r} --total-steps 25" for r in REGION_SETS},
     "linear-slow": {name: f"{LINEAR} --lr 0.003 --schedule {name}" for name in FIXED},
     "linear-sound": {name: f"{LINEAR} --paid-right 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
     "zipf": {name: f"{ZIPF} --schedule {name}" for name in FIXED}
-    | {f"track {t}": f"{ZIPF} --schedule track --target {t}" for t in TARGETS},
-    "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "id")}
+    | {f"track {t}": f"{ZIPF} --schedule track --target {t}" for t in TARGETS}
+    | {f"{o} {t}": f"{ZIPF} --schedule static --objective {o} --target {t}" for o in SETPOINT_BASELINES for t in TARGETS},
+    "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "clip-higher", "id", "did", "od")}
     | {f"track {t}": f"{TINY} --schedule track --target {t}" for t in TARGETS},
+    "words": {name: f"{WORDS} --schedule {name}" for name in ("static", "id", "od")} | {"track id": f"{WORDS} --schedule track --target id"},
 }
+ONE_SEED = ("words",)  # half an hour a run and core, with a model from a hub: made only if asked for
 
 
 def summarize(lines: list[dict], trained: str) -> dict:
@@ -119,7 +129,8 @@ class Study:
         """(experiment, label, seed), all of one seed before the next, so that what is there at any time is a whole study of fewer seeds."""
         found = {e: {(line["command"], line["seed"]) for line in read_lines(self.path(e))} if self.path(e).exists() else set() for e in experiments}
         return [
-            (e, label, seed) for seed in range(self.seeds) for e in experiments for label in EXPERIMENTS[e] if (self.command(e, label), seed) not in found[e]
+            (e, label, seed) for seed in range(self.seeds) for e in experiments if seed == 0 or e not in ONE_SEED
+            for label in EXPERIMENTS[e] if (self.command(e, label), seed) not in found[e]
         ]  # fmt: skip
 
     def command(self, experiment: str, label: str) -> str:
@@ -141,8 +152,9 @@ class Study:
         """A run that fails is reported at the end; the others go on."""
         self.results.mkdir(parents=True, exist_ok=True)
         todo, failed = self.missing(experiments), []
-        if any("zipf-task" in EXPERIMENTS[e][label] for e, label, _ in todo) and not Path("runs/zipf-task/data.jsonl").exists():
-            python(["zipf.py", "--out", "runs/zipf-task"])
+        for task in ("zipf", "words"):
+            if any(f"runs/{task}-task" in EXPERIMENTS[e][label] for e, label, _ in todo) and not Path(f"runs/{task}-task/data.jsonl").exists():
+                python([f"{task}.py", "--out", f"runs/{task}-task"])
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
             try:
                 for future in as_completed([pool.submit(self.run, *run) for run in todo]):
@@ -159,8 +171,8 @@ class Study:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(EXPERIMENTS), help="experiments, of %(default)s")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--only", default=",".join(e for e in EXPERIMENTS if e not in ONE_SEED), help="experiments, of %(default)s,words")
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--quick", action="store_true", help="one seed and short runs, to see that it works")
     parser.add_argument("--draw", action="store_true", help="no runs: figures and tables from the results that are there")
