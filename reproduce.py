@@ -171,7 +171,7 @@ class Study:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default=",".join(e for e in EXPERIMENTS if e not in ONE_SEED), help="experiments, of %(default)s,words")
+    parser.add_argument("--only", default=",".join(e for e in EXPERIMENTS if e not in ONE_SEED), help="experiments; default: %(default)s; there is also words")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
     parser.add_argument("--quick", action="store_true", help="one seed and short runs, to see that it works")

@@ -90,7 +90,7 @@ def test_figures_and_tables_come_from_the_results_alone(tmp_path, capsys):
         shutil.copy(path, results)
     draw(results)
     assert {path.name for path in results.glob("*.png")} == {
-        "regions.png", "bounds.png", "schedules.png", "paper.png", "phase-passk.png", "targets.png"
+        "regions.png", "bounds.png", "schedules.png", "paper.png", "phase-passk.png", "targets.png", "words.png"
     }  # fmt: skip
     assert (results / "tables.md").read_text() == (HERE / "results" / "tables.md").read_text()
     (results / "zipf.jsonl").unlink()

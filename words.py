@@ -4,9 +4,10 @@ r"""A pretrained language model on a task with many right answers: a word that b
     python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward words:score --schedule id \
         --sampler transformers --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 --epochs 4 --lr 1e-5
 
-Prompt: A word that begins with B is ". Response: four tokens, right if they begin with a closed word of three letters or more of which the
-first is that letter: `banana".`; nobody checks the spelling. The model starts with one right in four, with 5 nats in the first token:
-as in the paper's runs, and unlike in tiny.py and zipf.py, nearly all of a large vocabulary is rare, and nothing was trained for the task.
+Prompt: A word that begins with B is ". Response: four tokens, right if they begin with a closed word, as `banana".`, of three letters or
+more of which the first is that letter; nobody checks the spelling. The model starts with one right in seven and an entropy of 4.3 nats,
+5.9 in the first token. As in the paper's runs, and unlike in tiny.py and zipf.py, nothing was trained for the task, and nearly all of a
+large vocabulary is rare.
 """
 
 import argparse
@@ -43,7 +44,7 @@ def build(model: str, out: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="The words task: a pretrained model, its tokenizer and data.jsonl in one directory.")
     parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M-Instruct", help="hub id or directory")
-    parser.add_argument("--out", type=Path, default=Path("runs/words-task"))
+    parser.add_argument("--out", type=Path, default=Path("runs/words-task"), help="what to build")
     args = parser.parse_args()
     build(args.model, args.out)
     print(f"{args.out}: ready")
