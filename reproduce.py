@@ -1,10 +1,11 @@
-"""The paper's experiments, and the study of entropy on a setpoint, on two CPU cores: every run, figure and table under results/.
+"""The paper's experiments, and the study of entropy on a setpoint, on two CPU cores.
 
     python reproduce.py                    # the runs that results/ lacks, two at a time, then figures and tables
     python reproduce.py --quick            # one seed, short runs, into runs/quick: ten minutes, to see that it works
     python reproduce.py --draw             # figures and tables from the committed results/*.jsonl alone
 
-To make them all again, move results/*.jsonl away first: about 80 minutes for the default's 3 seeds, and 130 for the 5 of the committed results.
+To make them again, move results/*.jsonl away first: about 80 minutes for the default's 3 seeds, and 130 for the 5 of the committed results.
+The runs of a pretrained model are made only by --only words: one seed, half an hour each.
 
 A run is a command of toy.py or grpo.py and a seed. What it logged is thinned (a point is the mean over a window of steps) and becomes one
 line of results/EXPERIMENT.jsonl, with the command; runs that are there already are not made again. figures.py draws the lines.
@@ -61,7 +62,7 @@ EXPERIMENTS = {  # {experiment: {label: command}}; linear-slow: a third of the l
     | {f"track {t}": f"{TINY} --schedule track --target {t}" for t in TARGETS},
     "words": {name: f"{WORDS} --schedule {name}" for name in ("static", "id", "od")} | {"track id": f"{WORDS} --schedule track --target id"},
 }
-ONE_SEED = ("words",)  # half an hour a run and core, with a model from a hub: made only if asked for
+ONE_SEED = ("words",)  # made only if asked for
 
 
 def summarize(lines: list[dict], trained: str) -> dict:

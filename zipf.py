@@ -6,10 +6,10 @@ r"""A second built-in task, one in which the clip thresholds bind on a transform
     python zipf.py --measure runs/tiny-id-seed0/model   # pass@k over all prompts
 
 Prompt: three digits. Response: three symbols out of 93. At each position half of the symbols are right, which half is a sum of the three
-digits' own tables, and a response is right when all three are: one in twelve at the start. The start policy imitates a Zipf law
+digits' own tables, and a response is right when all three are: one in eight at the start. The start policy imitates a Zipf law
 (exponent 2.5) that the prompt bends a little, entropy 1.1 nats: a few symbols take most of the mass, most symbols are rare.
 
-In `tiny.py` randomness is error, so learning the task and losing entropy are one. Here a policy may be right in 46^3 ways, or in one:
+In `tiny.py` randomness is error, so learning the task and losing entropy are one. Here a policy may be right in 47^3 ways, or in one:
 its entropy is what the update makes of it. `noisy` pays a right response with probability 3/4 and a wrong one with 1/4, as an
 unreliable verifier would: so the update pushes rare tokens about at random, and what the thresholds let through decides.
 """
