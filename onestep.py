@@ -1,6 +1,7 @@
 """One token, one small step: does the policy's entropy go where the token's region says?
 
-    python onestep.py                # a table for each of four policies, about a minute
+    python onestep.py                                     # a table for each of four policies, about a minute
+    python onestep.py --words-task runs/words-task        # and of words.py's pretrained model, about 20 minutes
 
 For a sampled token a and Â = ±1 at random, one gradient step on Â ln π(a|s) alone, small enough to be first order. Its effect on the
 entropy of the token's own state is compared with the sign that the paper's rule gives (surprisal against H) and with the exact one
@@ -15,13 +16,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tiny
+import words
 import zipf
 from clipping import entropy_change, region_masks, token_stats
+from data import load_problems
 from grpo import CACHE
 from metrics import REGIONS
 from toy import PRESETS, SoftmaxPolicy, Toy
 
-RELATIVE_STEP = 1e-5  # how far the parameters go, as a share of their norm
+RELATIVE_STEP = 1e-8  # in float64; how far the parameters go, as a share of their norm
 
 
 def entropy_of(logits: torch.Tensor) -> torch.Tensor:
@@ -95,6 +98,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=500, help="steps for each policy")
     parser.add_argument("--zipf-task", type=Path, default=Path("runs/zipf-task"), help="made by zipf.py; built if it is not there")
+    parser.add_argument("--words-task", type=Path, help="made by words.py; default: left out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if not (args.zipf_task / "data.jsonl").exists():
@@ -105,3 +109,6 @@ if __name__ == "__main__":
     sums = [problem["problem"] for problem in tiny.problems(64, seed=0)]
     table("transformer, zipf", transformer(args.zipf_task, list(zipf.tables()[0])[::5], zipf.LENGTH, 0, args.tokens))
     table("transformer, sums", transformer(tiny.ensure_model(CACHE), sums, 48, 0, args.tokens))
+    if args.words_task:
+        prompts = [row["problem"] for row in load_problems(str(args.words_task / "data.jsonl"))]
+        table("pretrained, words", transformer(args.words_task, prompts[:: len(words.KINDS)], 4, 0, args.tokens))
