@@ -37,7 +37,10 @@ def build(model: str, out: Path) -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"  # without --data's usual request for a \boxed answer
     tokenizer.save_pretrained(out)
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(out)
-    rows = [{"problem": f'A{"n" * (kind[0] in "aeiou")} {kind} that begins with {letter} is "', "answer": letter.lower()} for letter in string.ascii_uppercase for kind in KINDS]
+    rows = [
+        {"problem": f'A{"n" * (kind[0] in "aeiou")} {kind} that begins with {letter} is "', "answer": letter.lower()}
+        for letter in string.ascii_uppercase for kind in KINDS
+    ]  # fmt: skip
     (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
