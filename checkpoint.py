@@ -1,7 +1,8 @@
 """A run's directory and its checkpoints, which survive a kill at any instant: written beside, renamed when whole.
 
-RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and optimizer state (torch.distributed.checkpoint, loads on
-any number of ranks) and trainer.json. Of random states there are none to save: everything random is seeded by (seed, step, rank).
+RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and optimizer state
+(torch.distributed.checkpoint, loads on any number of ranks) and trainer.json. Of random states there are none to save:
+everything random is seeded by (seed, step, rank).
 """
 
 import json
@@ -18,10 +19,12 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from config import Config
 from distributed import gather
 
+KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
+
 
 def make_run_directory(cfg: Config) -> Path:
-    """Rank 0 makes it, or finds the one to resume, and saves the configuration; every rank gets its path. Raises ValueError, on every
-    rank, for an explicit --output that exists."""
+    """Rank 0 makes it, or finds the one to resume, and saves the configuration; every rank gets its path. Raises
+    ValueError, on every rank, for an explicit --output that exists."""
     choice = [None]
     if dist.get_rank() == 0:
         path = Path(cfg.resume) if cfg.resume else cfg.default_directory
@@ -30,12 +33,20 @@ def make_run_directory(cfg: Config) -> Path:
                 break
             path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{i}")
         if path.exists() and not cfg.resume:
-            choice = [ValueError(f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it")]
+            choice = [
+                ValueError(
+                    f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it"
+                )
+            ]
         else:
             path.mkdir(parents=True, exist_ok=True)
             if cfg.resume:
                 changes = cfg.changes(json.loads((path / "config.json").read_text()))
-                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="", flush=True)
+                print(
+                    "".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()),
+                    end="",
+                    flush=True,
+                )
             scratch = path / "config.tmp"
             scratch.write_text(cfg.to_json() + "\n")
             scratch.replace(path / "config.json")
@@ -52,13 +63,16 @@ def latest(run: Path) -> Path | None:
 
 
 class Checkpointer:
-    """Saves in the background: `begin` copies the state and starts to write, `finish` waits until it is on disk and makes it the
-    newest checkpoint. Call `finish` before the weights change again. Both are collectives. A save that fails (disk full, no
-    permission) is reported, leaves the checkpoints before it as they are, and is remembered in `error` on rank 0."""
+    """Saves in the background: `begin` copies the state and starts to write, `finish` waits until it is on disk and
+    makes it the newest checkpoint. Call `finish` before the weights change again. Both are collectives. A save that
+    fails (disk full, no permission) is reported, leaves the checkpoints before it as they are, and is remembered in
+    `error` on rank 0."""
 
-    def __init__(self, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer, keep: int):
-        self.directory, self.policy, self.optimizer, self.keep = run / "checkpoints", policy, optimizer, keep
-        self.group = dist.new_group(backend="gloo")  # of the writing thread, whose collectives must not mix with training's
+    def __init__(self, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer):
+        self.directory, self.policy, self.optimizer = run / "checkpoints", policy, optimizer
+        self.group = dist.new_group(
+            backend="gloo"
+        )  # of the writing thread, whose collectives must not mix with training's
         self.pending, self.error = None, None
 
     def begin(self, step: int, trainer: dict) -> None:
@@ -95,7 +109,7 @@ class Checkpointer:
             except OSError as error:
                 return self._failed(path, str(error))
             self.error = None
-            for old in sorted(self.directory.glob("step-*[0-9]"))[: -self.keep]:
+            for old in sorted(self.directory.glob("step-*[0-9]"))[:-KEEP]:
                 shutil.rmtree(old)
 
     def _failed(self, path: Path, error: str) -> None:
@@ -105,9 +119,12 @@ class Checkpointer:
             shutil.rmtree(path, ignore_errors=True)
 
     def load(self, path: Path) -> dict:
-        """Put the weights and the optimizer's state back; returns the trainer's part. A collective; any number of ranks."""
+        """Put the weights and the optimizer's state back; returns the trainer's part. A collective; any number of
+        ranks."""
         weights, optimizer_state = get_state_dict(self.policy, self.optimizer)
         state = {"weights": weights, "optimizer": optimizer_state}
         dcp.load(state, checkpoint_id=path, process_group=self.group)
-        set_state_dict(self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"])
+        set_state_dict(
+            self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
+        )
         return json.loads((path / "trainer.json").read_text())

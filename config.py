@@ -1,7 +1,8 @@
-"""Every option of a training run: one dataclass, two presets, and the checks that can be made before anything is loaded.
+"""Every option of a training run: one dataclass, two presets, and the checks that can be made before anything is
+loaded.
 
-The values marked [recipe] are not stated in the paper; they are those of verl's public DAPO recipe for a 7B model, whose known
-numbers (512 prompts a step, learning rate 1e-6) match the paper's.
+The values marked [recipe] are not stated in the paper. They are those of verl's public DAPO recipe for a 7B model,
+whose known numbers (512 prompts a step, learning rate 1e-6) match the paper's.
 """
 
 import argparse
@@ -14,8 +15,9 @@ from typing import Literal
 import torch
 from transformers import HfArgumentParser
 
-from baselines import LOSSES
-from schedules import ACTUATORS, SCHEDULES, TARGETS, Target, make_schedule
+from controllers import CONTROLLERS, TARGETS, Target, Track
+from objectives import LOSSES, UNCLIPPED
+from schedules import SCHEDULES, make_schedule
 
 PRESETS = {
     "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782 section 5; sized for 8 GPUs of 80 GB
@@ -33,7 +35,7 @@ PRESETS = {
         micro_batch_tokens=16384,
         save_every=20,
     ),
-    "tiny": dict(  # a 100k-parameter model that adds numbers, on a laptop's CPU, in minutes
+    "tiny": dict(  # a model of 0.1M parameters that adds numbers, on a laptop's CPU, in minutes
         model="tiny",
         data="tiny",
         total_steps=100,
@@ -49,8 +51,11 @@ PRESETS = {
         save_every=25,
     ),
 }
-SAME_RUN = ("schedule", "total_steps", "phase_share", "od_h_init", "od_ratio", "target", "target_nats", "actuator", "objective", "update_regions", "seed", "model", "data", "reward",
-            "prompts_per_step", "group_size")  # changed on resume, they would make it another run
+REGIONS = ("E1", "E2", "E3", "E4")
+SAME_RUN = (  # changed on resume, they would make it another run
+    "schedule total_steps phase_share od_h_init od_ratio objective target target_nats train_regions seed "
+    "model data reward prompts_per_step group_size"
+).split()
 
 
 def opt(default, help: str, **kwargs):
@@ -62,29 +67,37 @@ class Config:
     """GRPO with flexible entropy control (arXiv 2602.09782). Defaults shown are those of the preset in force."""
 
     # what to run
-    preset: Literal["auto", "paper", "tiny"] = opt("auto", "a set of defaults: paper where CUDA is available, tiny elsewhere; any flag overrides it")
-    schedule: str = opt("id", "how the clip thresholds move over training: " + ", ".join(SCHEDULES), metavar="NAME")
+    preset: Literal["auto", "paper", "tiny"] = opt(
+        "auto", "a set of defaults: paper where CUDA is available, tiny elsewhere; any flag overrides it"
+    )
+    schedule: Literal["auto", *SCHEDULES] = opt(
+        "auto", "how the clip thresholds move over training; auto: id with the objective grpo, static with any other"
+    )
     model: str = opt("", "hub id or directory of a causal language model; tiny: the built-in one")
     data: str = opt("", "hub id or local JSONL/Parquet/CSV file of problems with answers; tiny: the built-in task")
     output: str | None = opt(None, "run directory; default: a fresh runs/PRESET-SCHEDULE-seedN")
-    resume: str | None = opt(None, "go on with this run directory; auto: with the one above if it is there, else start it", metavar="DIR")
-    resume_anyway: bool = opt(False, "resume even if flags that make it another run have changed")
+    resume: str | None = opt(
+        None, "go on with this run directory; auto: with the one above if it is there, else start it", metavar="DIR"
+    )
     seed: int = opt(0, "seeds data order, rollouts and mini-batches")
     # schedule
     phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
     od_h_init: float | None = opt(None, "od: entropy (nats) that its band starts from; default: the first step's")
     od_ratio: float = opt(0.2, "od: the lower end of its band as a share of od_h_init")
-    target: str = opt("flat", f"track, adaptive-bonus, entropic: the entropy to hold: {', '.join(TARGETS)}, or knots such as 0:1,0.25:0.6,1:0.2 "
-                      "(fraction of T : multiple of the first step's entropy)")  # fmt: skip
+    # objective
+    objective: Literal[tuple(LOSSES)] = opt("grpo", "what is optimised, see objectives.py")
+    target: str = opt(
+        "flat",
+        f"{', '.join(CONTROLLERS)}: the entropy to hold: {', '.join(TARGETS)}, or knots such as 0:1,0.25:0.6,1:0.2 "
+        "(fraction of T : multiple of the first step's entropy)",
+    )
     target_nats: bool = opt(False, "the target's entropies are in nats")
-    actuator: Literal[ACTUATORS] = opt("gains", "track: what the controller moves, weights of the regions, the paper's bounds, or both")
     track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
     track_ki: float = opt(0.2, "track: the same for the error summed over steps")
-    gain_max: float = opt(1.0, "track: limit of the gain u; tokens of E2, E3 weigh 1 + u, those of E1, E4 1 - u")
-    regions_by: Literal["rule", "exact"] = opt("rule", "track: regions by the paper's rule or by the exact boundary f(a) = B")
-    objective: Literal[tuple(LOSSES)] = opt("grpo", "what is optimised: grpo, or one of the baselines in baselines.py")
     entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
-    update_regions: str | None = opt(None, "keep only these regions' gradient, e.g. E2,E3: the paper's controlled experiment", metavar="E1,..")
+    train_regions: str | None = opt(
+        None, "train the tokens of these regions only, e.g. E2,E3: the paper's controlled experiment", metavar="E1,.."
+    )
     # rollouts
     total_steps: int = opt(0, "T, rollout batches in the run")
     prompts_per_step: int = opt(0, "prompts in a rollout batch")
@@ -94,17 +107,19 @@ class Config:
     temperature: float = opt(1.0, "of the sampling; the trainer's logits are divided by it too")
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
     overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
-    dynamic_sampling: int = opt(1, "draw up to so many batches of prompts until enough groups have rewards that differ (DAPO); 1: off")
+    dynamic_sampling: int = opt(
+        1, "draw up to so many batches of prompts until enough groups have rewards that differ (DAPO); 1: off"
+    )
     reward: str = opt("rewards:score", "module:function that scores completions, see rewards.py")
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
     vllm_max_num_seqs: int = opt(256, "sequences that an engine decodes at once")
-    is_correction: Literal["auto", "none", "token", "sequence"] = opt(
-        "auto", "weight the loss by min(π_old/π_sampler, cap); auto: token on GPUs, none on CPUs"
+    is_correction: Literal["auto", "none", "token"] = opt(
+        "auto", "token: weight each token's loss by min(π_old/π_sampler, is_cap); auto: token on GPUs, none on CPUs"
     )
     is_cap: float = opt(2.0, "that cap")
-    check_sync: bool = opt(False, "end the run if the sampler's log-probabilities are not the trainer's")
+    check_sync: bool = opt(True, "end the run if the sampler's log-probabilities are not the trainer's")
     # update
     lr: float = opt(0.0, "AdamW's learning rate")
     lr_warmup_steps: int = opt(0, "rollout steps of linear warm-up")
@@ -115,24 +130,39 @@ class Config:
     micro_batch_tokens: int = opt(0, "padded tokens per forward/backward on each rank: lower it when memory runs out")
     # run
     save_every: int = opt(0, "steps between two checkpoints")
-    keep_checkpoints: int = opt(2, "older ones are removed")
     skip_bad_steps: int = opt(0, "optimizer steps with a non-finite gradient to leave out before the run ends")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
     timeout_minutes: float = opt(60.0, "a phase of a step (rollout, update ...) that takes longer ends the run")
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
+        if self.schedule == "auto":
+            self.schedule = "id" if self.objective == "grpo" else "static"
         self.make_schedule()
-        if self.schedule == "track" and self.objective != "grpo":
-            raise ValueError(f"--schedule track weights grpo's loss: leave --objective {self.objective} away")
-        if self.objective in ("kl-cov", "gspo", "sapo") and self.schedule != "static":
+        self.make_controller()
+        if self.objective in UNCLIPPED and self.schedule != "static":
             raise ValueError(
-                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} would do nothing: use static"
+                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
+                "would do nothing: use static"
             )
-        Target(self.target, self.total_steps, self.target_nats)
-        at_least = dict(total_steps=1, prompts_per_step=1, group_size=2, max_prompt_tokens=1, max_response_tokens=1, mini_batches=1,
-                        epochs=1, micro_batch_tokens=1, lr_warmup_steps=0, weight_decay=0, overlong_buffer=0, dynamic_sampling=1, vllm_tp=1,
-                        vllm_max_num_seqs=1, save_every=1, keep_checkpoints=1, skip_bad_steps=0)  # fmt: skip
+        at_least = dict(
+            total_steps=1,
+            prompts_per_step=1,
+            group_size=2,
+            max_prompt_tokens=1,
+            max_response_tokens=1,
+            mini_batches=1,
+            epochs=1,
+            micro_batch_tokens=1,
+            lr_warmup_steps=0,
+            weight_decay=0,
+            overlong_buffer=0,
+            dynamic_sampling=1,
+            vllm_tp=1,
+            vllm_max_num_seqs=1,
+            save_every=1,
+            skip_bad_steps=0,
+        )
         for name, low in at_least.items():
             if not low <= getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
@@ -144,8 +174,8 @@ class Config:
         rows = self.prompts_per_step * self.group_size
         if self.mini_batches * self.epochs == 1:
             raise ValueError(
-                "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, nothing is ever "
-                "clipped and every schedule does nothing; raise one of them"
+                "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, "
+                "nothing is ever clipped and every schedule does nothing; raise one of them"
             )
         if rows % self.mini_batches:
             raise ValueError(f"--mini-batches {self.mini_batches} must divide prompts_per_step × group_size = {rows}")
@@ -155,32 +185,40 @@ class Config:
                 f"{self.max_prompt_tokens} prompt + {self.max_response_tokens} response tokens"
             )
         if self.overlong_buffer > self.max_response_tokens:
-            raise ValueError(f"--overlong-buffer {self.overlong_buffer} is more than --max-response-tokens {self.max_response_tokens}")
+            raise ValueError(
+                f"--overlong-buffer {self.overlong_buffer} is more than "
+                f"--max-response-tokens {self.max_response_tokens}"
+            )
         if not 0 < self.vllm_gpu_memory < 1:
             raise ValueError(f"--vllm-gpu-memory must lie between 0 and 1, got {self.vllm_gpu_memory}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
-        self.region_rows()
+        self.trained_regions()
 
     def make_schedule(self):
-        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio, self.target, self.target_nats,
-                             self.track_kp, self.track_ki, self.gain_max, self.actuator)  # fmt: skip
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
 
-    def region_rows(self) -> list[int] | None:
-        """--update-regions as row numbers of `clipping.region_masks`; None: all tokens are trained."""
-        if self.update_regions is None:
-            return None
-        names = self.update_regions.upper().split(",")
-        if unknown := sorted(set(names) - {"E1", "E2", "E3", "E4"}):
-            raise ValueError(f"--update-regions: unknown region {', '.join(unknown)}: give some of E1,E2,E3,E4")
-        return sorted({int(name[1]) - 1 for name in names})
+    def make_controller(self):
+        """The controller of the objective, or None where it has none."""
+        target = Target(self.target, self.total_steps, self.target_nats)
+        if self.objective == "track":
+            return Track(target, self.track_kp, self.track_ki)
+        return CONTROLLERS[self.objective](target) if self.objective in CONTROLLERS else None
+
+    def trained_regions(self) -> list[int]:
+        """--train-regions as row numbers of `clipping.region_masks`; empty where all tokens are trained."""
+        names = self.train_regions.upper().split(",") if self.train_regions is not None else []
+        if unknown := sorted(set(names) - set(REGIONS)):
+            raise ValueError(f"--train-regions: unknown region {', '.join(unknown)}: give some of {','.join(REGIONS)}")
+        return sorted({REGIONS.index(name) for name in names})
 
     @property
     def default_directory(self) -> Path:
-        return Path(self.output or f"runs/{self.preset}-{self.schedule}-seed{self.seed}")
+        name = self.schedule if self.objective == "grpo" else self.objective
+        return Path(self.output or f"runs/{self.preset}-{name}-seed{self.seed}")
 
     def to_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if k not in ("resume", "resume_anyway")}, indent=2)
+        return json.dumps({k: v for k, v in asdict(self).items() if k != "resume"}, indent=2)
 
     def changes(self, saved: dict) -> dict[str, str]:
         """{flag: "old -> new"} against a saved configuration."""
@@ -189,10 +227,19 @@ class Config:
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
-    """The run's configuration from the command line: preset first, then flags; with --resume the run's own configuration first, and
-    `resume` is then its directory (None for a run that starts). A bad flag exits with code 2 and says which."""
-    parser = HfArgumentParser(Config, prog="grpo.py", usage="%(prog)s [--flag value] ...", description="GRPO with flexible entropy control (arXiv 2602.09782)", allow_abbrev=False)
-    parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {' '.join(message.split())}\n")  # one line, without the usage
+    """The run's configuration from the command line: preset first, then flags; with --resume the run's own
+    configuration first, and `resume` is then its directory (None for a run that starts). A bad flag exits with code 2
+    and says which."""
+    parser = HfArgumentParser(
+        Config,
+        prog="grpo.py",
+        usage="%(prog)s [--flag value] ...",
+        description="GRPO with flexible entropy control (arXiv 2602.09782)",
+        allow_abbrev=False,
+    )
+    parser.error = lambda message: parser.exit(
+        2, f"{parser.prog}: error: {' '.join(message.split())}\n"
+    )  # without the usage
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
     early.add_argument("--top-p", "--top_p", "--top-k", "--top_k", dest="truncation")
@@ -208,8 +255,10 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
     try:
         if known.truncation is not None:
-            raise ValueError("--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole vocabulary, "
-                             "so samples from a part of it would give every token a wrong ratio")  # fmt: skip
+            raise ValueError(
+                "--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole "
+                "vocabulary, so samples from a part of it would give every token a wrong ratio"
+            )
         cfg = parse()
         if cfg.resume is None:
             return cfg
@@ -224,10 +273,9 @@ def parse_config(argv: list[str] | None = None) -> Config:
         preset = saved["preset"]
         cfg = parse()
         cfg.output = cfg.resume = str(directory)
-        other = {flag: change for flag, change in cfg.changes(saved).items() if flag in SAME_RUN}
-        if other and not cfg.resume_anyway:
-            raise ValueError(f"--resume {directory}: this would be another run ({', '.join(f'{k}: {v}' for k, v in other.items())}); "
-                             "leave these flags away, or add --resume-anyway")  # fmt: skip
+        if other := {flag: change for flag, change in cfg.changes(saved).items() if flag in SAME_RUN}:
+            listed = ", ".join(f"{flag}: {change}" for flag, change in other.items())
+            raise ValueError(f"--resume {directory}: this would be another run ({listed}); leave these flags away")
         return cfg
     except ValueError as error:
         parser.error(str(error))

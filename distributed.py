@@ -15,10 +15,15 @@ import torch.distributed as dist
 
 
 def init_distributed(timeout_minutes: float) -> torch.device:
-    """One process group, from torchrun's variables or, without torchrun, of this process alone. `timeout_minutes`: of a collective."""
-    if sys.platform == "linux":  # kill -9 of torchrun would leave its ranks running: ask the kernel to end them with their parent
+    """One process group, from torchrun's variables or, without torchrun, of this process alone. `timeout_minutes`: of a
+    collective."""
+    if (
+        sys.platform == "linux"
+    ):  # kill -9 of torchrun would leave its ranks running: ask the kernel to end them with their parent
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=0).items():
+    for name, value in dict(
+        RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=0
+    ).items():
         os.environ.setdefault(name, str(value))
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
@@ -30,8 +35,9 @@ def init_distributed(timeout_minutes: float) -> torch.device:
 
 
 def end_distributed(*samplers) -> None:
-    """The last collective of a job: closes the samplers, of which vLLM takes the process group down, and then the group. A rank that exits
-    with its gloo group still up is now and then aborted ("terminate called without an active exception"), if another exits later."""
+    """The last collective of a job: closes the samplers, of which vLLM takes the process group down, and then the
+    group. A rank that exits with its gloo group still up is now and then aborted ("terminate called without an active
+    exception"), if another exits later."""
     dist.barrier()
     for sampler in samplers:
         sampler.close()
@@ -40,7 +46,8 @@ def end_distributed(*samplers) -> None:
 
 
 def seed_of(*parts) -> int:
-    """A 32-bit seed from e.g. (seed, step, rank). Rollouts and mini-batches depend on nothing else, so a run can be resumed."""
+    """A 32-bit seed from e.g. (seed, step, rank). Rollouts and mini-batches depend on nothing else, so a run can be
+    resumed."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
@@ -58,10 +65,10 @@ def gather(items: list) -> list:
     return [item for part in parts for item in part]
 
 
-def print0(text: str) -> None:
-    """Print on rank 0 only; works before the process group exists."""
+def print0(text: str, file=None) -> None:
+    """Print on rank 0 only, by default to stdout. It works before the process group exists."""
     if os.environ.get("RANK", "0") == "0":
-        print(text, flush=True)
+        print(text, file=file, flush=True)
 
 
 class StopRequest:
@@ -90,8 +97,9 @@ class Phases:
         with phases("rollout"): ...
         phases.seconds  # {"rollout": 1.5}
 
-    A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase named: on GPUs a
-    collective that waits for a dead rank would otherwise end with a bare abort, and generation that hangs would not end at all."""
+    A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase
+    named: on GPUs a collective that waits for a dead rank would otherwise end with a bare abort, and generation that
+    hangs would not end at all."""
 
     def __init__(self, limit_minutes: float):
         self.limit = 60 * limit_minutes
@@ -115,5 +123,9 @@ class Phases:
     def _watch(self) -> None:
         while time.monotonic() - self.since < self.limit:
             time.sleep(min(1.0, self.limit / 10))
-        print(f"grpo.py: error: {self.where}: not done after {self.limit / 60:g} minutes (--timeout-minutes)", file=sys.stderr, flush=True)
+        print(
+            f"grpo.py: error: {self.where}: not done after {self.limit / 60:g} minutes (--timeout-minutes)",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(1)

@@ -1,20 +1,21 @@
 r"""Evaluate models on math benchmarks: avg@n, pass@k and majority@n with confidence intervals, every completion kept.
 
-    python evaluate.py --model Qwen/Qwen2.5-Math-7B runs/paper-id-seed0/model --benchmarks aime24,aime25 --out runs/aime
+    python evaluate.py --model Qwen/Qwen2.5-Math-7B runs/paper-id-seed0/model --benchmarks aime24,aime25 --output
+    runs/aime
     torchrun --nproc_per_node 8 evaluate.py --model ...        # the same, with the questions split over 8 GPUs
-    python evaluate.py --rescore --out runs/aime               # after a change of rewards.py: nothing is generated again
-    python evaluate.py --compare runs/a/results.json runs/b/results.json --out runs/both
+    python evaluate.py --rescore --output runs/aime           # after a change of rewards.py: generates nothing
+    python evaluate.py --compare runs/a/results.json runs/b/results.json --output runs/both
 
 avg@n      the mean reward of a question's n completions, and of that the mean over questions
-pass@k     the chance that k of them, drawn without replacement, hold a right one (unbiased: Chen et al. 2021, arXiv 2107.03374)
-maj@n      the most frequent answer is right; each of t answers that tie counts 1/t. Answers are the same if their normalised texts
-           are. A completion without an answer has no vote
+pass@k     the chance that k of them, drawn without replacement, hold a correct one (unbiased: arXiv 2107.03374)
+maj@n      the most frequent answer is correct; each of t answers that tie counts 1/t. Answers are the same if their
+           normalised texts are. A completion without an answer has no vote
 no box     share of completions without a closed box; cut off: share that reached the length limit; tokens: mean length
 [a, b]     95%: percentile bootstrap over questions; for two models over the questions' differences
 
-In --out: samples.jsonl (the settings, then a line per question with all its completions and verdicts), results.json and passk.png.
-An interrupted run goes on where it was when it is started again, and ends with the samples that it would have had (on the same
-number of ranks). Sampling follows arXiv 2602.09782.
+In --output: samples.jsonl (the settings, then a line per question with all its completions and verdicts), results.json
+and passk.png. An interrupted run goes on where it was when it is started again, and ends with the samples that it would
+have had (on the same number of ranks). Sampling follows arXiv 2602.09782.
 """
 
 import argparse
@@ -39,7 +40,6 @@ import rewards
 import tiny
 from data import BENCHMARKS, encode_prompt, load_benchmark
 from distributed import end_distributed, gather, init_distributed, seed_of
-from grpo import CACHE
 from plots import plt
 from sample import Sampling, eos_ids, make_sampler
 
@@ -53,7 +53,8 @@ def pass_at_k(n: int, correct: int, k: int) -> float:
 
 
 def majority(answers: list[str | None], correct: list[bool]) -> float:
-    """The share of right ones among the most frequent answers (one, or several that tie); 0 where nothing was answered."""
+    """The share of right ones among the most frequent answers (one, or several that tie); 0 where nothing was
+    answered."""
     votes = Counter(answer for answer in answers if answer is not None)
     right = {answer for answer, ok in zip(answers, correct) if ok}
     winners = [answer for answer, count in votes.items() if count == max(votes.values())]
@@ -61,7 +62,8 @@ def majority(answers: list[str | None], correct: list[bool]) -> float:
 
 
 def bootstrap(values: np.ndarray, draws: int = 4000, seed: int = 0) -> list[list[float]]:
-    """[metrics, questions] -> [mean, low, high] of each metric: its mean over questions and that mean's 95% interval."""
+    """[metrics, questions] -> [mean, low, high] of each metric: its mean over questions and that mean's 95%
+    interval."""
     n = values.shape[1]
     weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws) / n  # [draws, questions]
     low, high = np.percentile(values @ weights.T, [2.5, 97.5], axis=1)
@@ -82,32 +84,41 @@ def data_hash(rows: list[dict]) -> str:
 
 
 def summarize(rows: list[dict], sampling: dict) -> dict:
-    """The statistics of one model on one benchmark, from its lines of samples.jsonl and the sampling in its settings."""
+    """The statistics of one model on one benchmark, from its lines of samples.jsonl and the sampling in its
+    settings."""
     rows = sorted(rows, key=lambda row: row["question"])
     completions = [c for row in rows for c in row["completions"]]
-    shares = {reason: count / len(completions) for reason, count in Counter(c["reason"] for c in completions).most_common()}
+    shares = {
+        reason: count / len(completions) for reason, count in Counter(c["reason"] for c in completions).most_common()
+    }
     right = [[c["reward"] == 1 for c in row["completions"]] for row in rows]
     stats = {
-        "questions": len(rows), "samples": len(right[0]), "sampling": sampling, "data": data_hash(rows), "reasons": shares,
+        "questions": len(rows),
+        "samples": len(right[0]),
+        "sampling": sampling,
+        "data": data_hash(rows),
+        "reasons": shares,
         "no_box": shares.get("no_box", 0.0) + shares.get("unclosed", 0.0),
         "truncated": sum(not c["finished"] for c in completions) / len(completions),
         "tokens": sum(c["tokens"] for c in completions) / len(completions),
         "correct": [sum(one) for one in right],
         "majority": [majority([c["answer"] for c in row["completions"]], one) for row, one in zip(rows, right)],
-    }  # fmt: skip
+    }
     values = per_question(stats)
     return stats | {"metrics": dict(zip(values, bootstrap(np.stack(list(values.values())))))}
 
 
 def differences(models: dict[str, dict]) -> dict[str, dict]:
-    """{model: {benchmark: {metric: [mean, low, high]}}} of the models minus the first, wherever both have the benchmark and metric.
-    Raises ValueError where they were not asked the same questions."""
+    """{model: {benchmark: {metric: [mean, low, high]}}} of the models minus the first, wherever both have the benchmark
+    and metric. Raises ValueError where they were not asked the same questions."""
     (first, base), *others = models.items()
     found = {model: {} for model, _ in others}
     for model, benchmarks in others:
         for name in [name for name in base if name in benchmarks]:
             if base[name]["data"] != benchmarks[name]["data"]:
-                raise ValueError(f"{first} and {model} were asked different {name} questions: evaluate one of them again")
+                raise ValueError(
+                    f"{first} and {model} were asked different {name} questions: evaluate one of them again"
+                )
             a, b = per_question(base[name]), per_question(benchmarks[name])
             common = [metric for metric in a if metric in b]
             found[model][name] = dict(zip(common, bootstrap(np.stack([b[metric] - a[metric] for metric in common]))))
@@ -126,7 +137,9 @@ def report(models: dict[str, dict], out: Path) -> None:
         print(f"\n{model} ({sampling})\n  {'%':12}{'questions':>9}  {'avg@' + str(first['samples']):20}{heads}")
         for name, stats in benchmarks.items():
             (mean, low, high), *others = stats["metrics"].values()
-            shares = "".join(f"{100 * x:9.1f}" for x in [*(other[0] for other in others), stats["no_box"], stats["truncated"]])
+            shares = "".join(
+                f"{100 * x:9.1f}" for x in [*(other[0] for other in others), stats["no_box"], stats["truncated"]]
+            )
             average = f"{100 * mean:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
             print(f"  {name:12}{stats['questions']:9}  {average:20}{shares}{stats['tokens']:9.1f}")
     for model, benchmarks in results["differences"].items():
@@ -144,11 +157,15 @@ def report(models: dict[str, dict], out: Path) -> None:
 def plot_passk(models: dict[str, dict], path: Path) -> None:
     """pass@k over k with its interval: a panel for each benchmark, a line for each model."""
     names = list(dict.fromkeys(name for benchmarks in models.values() for name in benchmarks))
-    figure, axes = plt.subplots(1, len(names), figsize=(max(5, 3.6 * len(names)), 4), squeeze=False, constrained_layout=True)
+    figure, axes = plt.subplots(
+        1, len(names), figsize=(max(5, 3.6 * len(names)), 4), squeeze=False, constrained_layout=True
+    )
     for axis, name in zip(axes[0], names):
         for i, (model, benchmarks) in enumerate(models.items()):
             metrics = benchmarks[name]["metrics"] if name in benchmarks else {}
-            points = {int(metric.partition("@")[2] or 1): value for metric, value in metrics.items() if metric[:3] != "maj"}
+            points = {
+                int(metric.partition("@")[2] or 1): value for metric, value in metrics.items() if metric[:3] != "maj"
+            }
             mean, low, high = np.reshape(list(points.values()), (-1, 3)).T
             axis.plot(list(points), mean, "o-", color=f"C{i}", markersize=3, label=model)
             axis.fill_between(list(points), low, high, color=f"C{i}", alpha=0.15, linewidth=0)
@@ -170,12 +187,15 @@ def read_results(paths: list[str]) -> dict[str, dict]:
             found = json.loads(Path(path).read_text())["models"]
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path} is not a results.json of evaluate.py") from None
-        models |= {model if model not in models else f"{model} ({path})": benchmarks for model, benchmarks in found.items()}
+        models |= {
+            model if model not in models else f"{model} ({path})": benchmarks for model, benchmarks in found.items()
+        }
     return models
 
 
 def read_samples(path: Path) -> Iterator[dict]:
-    """The settings, then a line per question. A half-written last line is skipped. Raises ValueError for any other broken one."""
+    """The settings, then a line per question. A half-written last line is skipped. Raises ValueError for any other
+    broken one."""
     with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
@@ -190,11 +210,15 @@ def summarize_samples(path: Path) -> dict[str, dict]:
     lines, groups = read_samples(path), {}
     settings = next(lines, None)
     for row in lines:
-        row["completions"] = [{key: c[key] for key in c if key != "text"} for c in row["completions"]]  # texts may be gigabytes
+        row["completions"] = [
+            {key: c[key] for key in c if key != "text"} for c in row["completions"]
+        ]  # texts may be gigabytes
         groups.setdefault(row["model"], {}).setdefault(row["benchmark"], []).append(row)
     if not groups:
         raise ValueError(f"{path} holds no completions: evaluate a --model into it first")
-    return {model: {name: summarize(rows, settings["sampling"]) for name, rows in groups[model].items()} for model in groups}
+    return {
+        model: {name: summarize(rows, settings["sampling"]) for name, rows in groups[model].items()} for model in groups
+    }
 
 
 def score(rows: list[dict]) -> list[dict]:
@@ -215,8 +239,8 @@ def rescore(path: Path) -> None:
 
 
 def open_samples(path: Path, settings: dict) -> set[tuple]:
-    """Begin samples.jsonl, or make it ready to go on: (model, benchmark, question) of what it has. Raises ValueError if it was made
-    with other settings."""
+    """Begin samples.jsonl, or make it ready to go on: (model, benchmark, question) of what it has. Raises ValueError if
+    it was made with other settings."""
     lines = read_samples(path) if path.exists() else iter(())
     found = next(lines, None)
     if found is None:
@@ -225,32 +249,42 @@ def open_samples(path: Path, settings: dict) -> set[tuple]:
         return set()
     for name in settings:
         if found.get(name) != settings[name]:
-            raise ValueError(f"{path} was made with {name} {found.get(name)}, not {settings[name]}: repeat that, or give another --out")
+            raise ValueError(
+                f"{path} was made with {name} {found.get(name)}, not {settings[name]}: repeat that, or give "
+                "another --output"
+            )
     done = {(row["model"], row["benchmark"], row["question"]) for row in lines}
     os.truncate(path, path.read_bytes().rfind(b"\n") + 1)  # a half-written last line
     return done
 
 
 def directory_of(model: str) -> str:
-    return str(tiny.ensure_model(CACHE)) if model == "tiny" else model
+    return str(tiny.ensure_model()) if model == "tiny" else model
 
 
 def fingerprint(directory: str) -> str:
     """What tells two models of one name apart: the hub's commit, or a hash of the files in a directory."""
     if not Path(directory).is_dir():
-        return Path(cached_file(directory, "config.json")).parent.name  # in the hub's cache: snapshots/COMMIT/config.json
+        return Path(
+            cached_file(directory, "config.json")
+        ).parent.name  # in the hub's cache: snapshots/COMMIT/config.json
     digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".jinja")):
+    for path in sorted(
+        path for path in Path(directory).iterdir() if path.suffix in (".safetensors", ".bin", ".json", ".jinja")
+    ):
         with open(path, "rb") as file:
             digest.update(path.name.encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
 
 
 def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple], Sampling, int]:
-    """({model: its questions}, those answered before, sampling, max_len). Raises ValueError or OSError for what the user can mend."""
+    """({model: its questions}, those answered before, sampling, max_len). Raises ValueError or OSError for what the
+    user can mend."""
     names = [spec.partition("=")[0] for spec in args.benchmarks.split(",")]
     if len(set(names)) < len(names) or len(set(args.model)) < len(args.model):
-        raise ValueError("a model or a benchmark is named twice: give each once, and files of your own different names (NAME=PATH)")
+        raise ValueError(
+            "a model or a benchmark is named twice: give each once, and files of your own different names (NAME=PATH)"
+        )
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
     benchmarks = dict(zip(names, map(load_benchmark, args.benchmarks.split(","))))
@@ -263,30 +297,50 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
         eos_ids(directory_of(model))
         context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
         asked[model] = [
-            {"model": model, "benchmark": name, "question": i, **row, "prompt_ids": encode_prompt(tokenizer, row["problem"])}
-            for name, rows in benchmarks.items() for i, row in enumerate(rows)
-        ]  # fmt: skip
+            {
+                "model": model,
+                "benchmark": name,
+                "question": i,
+                **row,
+                "prompt_ids": encode_prompt(tokenizer, row["problem"]),
+            }
+            for name, rows in benchmarks.items()
+            for i, row in enumerate(rows)
+        ]
     longest = max(len(row["prompt_ids"]) for rows in asked.values() for row in rows)
     limit = max(1, min(MAX_NEW_TOKENS, context - longest)) if args.max_new_tokens is None else args.max_new_tokens
     sampling = Sampling(limit, args.temperature, args.top_p, args.top_k)
     if longest + sampling.max_new_tokens > context:
-        raise ValueError(f"the longest prompt has {longest} tokens, and a context has {context}: --max-new-tokens {context - longest} at most")
+        raise ValueError(
+            f"the longest prompt has {longest} tokens, and a context has {context}: "
+            f"--max-new-tokens {context - longest} at most"
+        )
     settings = {
         "models": {model: fingerprint(directory_of(model)) for model in args.model},
         "benchmarks": {name: data_hash(rows) for name, rows in benchmarks.items()},
-        "samples": args.samples, "sampling": vars(sampling) | {"seed": args.seed, "sampler": args.sampler},
-    }  # fmt: skip
-    done = open_samples(Path(args.out, "samples.jsonl"), settings)
-    print(f"{sum(map(len, asked.values()))} questions × {args.samples} completions of at most {sampling.max_new_tokens} tokens, "
-          f"{len(done)} questions done before", flush=True)  # fmt: skip
+        "samples": args.samples,
+        "sampling": vars(sampling) | {"seed": args.seed, "sampler": args.sampler},
+    }
+    done = open_samples(Path(args.output, "samples.jsonl"), settings)
+    print(
+        f"{sum(map(len, asked.values()))} questions × {args.samples} completions of at most "
+        f"{sampling.max_new_tokens} tokens, "
+        f"{len(done)} questions done before",
+        flush=True,
+    )
     return asked, done, sampling, longest + sampling.max_new_tokens
 
 
 def generate(
-    args: argparse.Namespace, asked: dict[str, list[dict]], done: set[tuple], sampling: Sampling, max_len: int, device: torch.device
+    args: argparse.Namespace,
+    asked: dict[str, list[dict]],
+    done: set[tuple],
+    sampling: Sampling,
+    max_len: int,
+    device: torch.device,
 ) -> None:
-    """Answer the questions, chunk by chunk, each rank its share of a chunk; rank 0 appends them to samples.jsonl. Chunks and seeds
-    do not depend on what is done already, so an interruption changes nothing."""
+    """Answer the questions, chunk by chunk, each rank its share of a chunk; rank 0 appends them to samples.jsonl.
+    Chunks and seeds do not depend on what is done already, so an interruption changes nothing."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     size = max(1, ROWS // args.samples) * world_size
@@ -298,7 +352,13 @@ def generate(
         if not all(map(is_done, rows)):
             tokenizer = AutoTokenizer.from_pretrained(directory_of(model))
             sampler = make_sampler(
-                args.sampler, directory_of(model), device=device, dtype=dtype, max_len=max_len, seed=args.seed, gpu_memory=0.85
+                args.sampler,
+                directory_of(model),
+                device=device,
+                dtype=dtype,
+                max_len=max_len,
+                seed=args.seed,
+                gpu_memory=0.85,
             )
             samplers.append(sampler)
         for chunk in chunks:
@@ -306,15 +366,25 @@ def generate(
                 mine = chunk[rank::world_size]
                 seed = seed_of(args.seed, chunk[0]["benchmark"], chunk[0]["question"], rank)
                 groups = sampler.generate([row["prompt_ids"] for row in mine], args.samples, sampling, seed)
-                answered = score([
-                    row | {"completions": [
-                        {"text": tokenizer.decode(c.token_ids, skip_special_tokens=True), "tokens": len(c.token_ids), "finished": c.finished}
-                        for c in group
-                    ]} for row, group in zip(mine, groups, strict=True)
-                ])  # fmt: skip
+                answered = score(
+                    [
+                        row
+                        | {
+                            "completions": [
+                                {
+                                    "text": tokenizer.decode(c.token_ids, skip_special_tokens=True),
+                                    "tokens": len(c.token_ids),
+                                    "finished": c.finished,
+                                }
+                                for c in group
+                            ]
+                        }
+                        for row, group in zip(mine, groups, strict=True)
+                    ]
+                )
                 answered = gather(answered)
                 if rank == 0:
-                    with open(Path(args.out, "samples.jsonl"), "a") as file:
+                    with open(Path(args.output, "samples.jsonl"), "a") as file:
                         file.writelines(json.dumps(row) + "\n" for row in answered if not is_done(row))
             bar.update(len(chunk))
         if samplers:
@@ -324,24 +394,38 @@ def generate(
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", nargs="+", help="directories or hub ids of models, or tiny: the built-in one")
-    what.add_argument("--rescore", action="store_true", help="score the completions in --out again")
+    what.add_argument("--rescore", action="store_true", help="score the completions in --output again")
     what.add_argument("--compare", nargs="+", metavar="RESULTS", help="results.json files to show together")
-    parser.add_argument("--benchmarks", default=",".join(BENCHMARKS), help="names with commas between them: these, tiny, or NAME=PATH, a local file")
+    parser.add_argument(
+        "--benchmarks",
+        default=",".join(BENCHMARKS),
+        help="names with commas between them: these, tiny, or NAME=PATH, a local file",
+    )
     parser.add_argument("--samples", type=int, default=32, help="n, completions of each question")
-    parser.add_argument("--max-new-tokens", type=int, help=f"longer completions are cut off; none: {MAX_NEW_TOKENS}, or what a shorter context leaves")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help=f"longer completions are cut off; none: {MAX_NEW_TOKENS}, or what a shorter context leaves",
+    )
     parser.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
     parser.add_argument("--top-p", type=float, default=0.8, help="1: off")
     parser.add_argument("--top-k", type=int, default=20, help="0: off")
     parser.add_argument("--seed", type=int, default=0, help="of the sampling")
-    parser.add_argument("--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed")
-    parser.add_argument("--out", help="directory of the results; none: runs/evaluation, or for --compare runs/comparison")
+    parser.add_argument(
+        "--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed"
+    )
+    parser.add_argument(
+        "--output", help="directory of the results; none: runs/evaluation, or for --compare runs/comparison"
+    )
     args = parser.parse_args(argv)
-    args.out = args.out or ("runs/comparison" if args.compare else "runs/evaluation")
+    args.output = args.output or ("runs/comparison" if args.compare else "runs/evaluation")
     disable_progress_bar()  # of loading weights
-    rank, out = int(os.environ.get("RANK", 0)), Path(args.out)
+    rank, out = int(os.environ.get("RANK", 0)), Path(args.output)
     try:
         if args.model:
             plan = [prepare(args) if rank == 0 else None]

@@ -1,4 +1,36 @@
-"""What a run reports: region statistics, metrics.jsonl, the progress bar, W&B and TensorBoard."""
+"""What a run logs: the lines of metrics.jsonl, the progress bar, W&B and TensorBoard.
+
+metrics.jsonl has one line per step. A share or a mean is over all response tokens of the step, or over all responses,
+on all ranks. Entropies and log-probabilities are in nats.
+
+    step                       k, from 0
+    entropy                    mean entropy H of the policy that sampled, per token
+    reward                     mean reward of all responses that were sampled
+    reasons                    share of the responses with each verdict of the reward function, e.g. correct, no_box
+    equal_reward_groups        share of the groups whose rewards are all equal, which teach nothing
+    sampling_attempts          batches of prompts that were drawn for this step (--dynamic-sampling)
+    response_length            mean tokens of a response
+    truncated                  share of the responses that were cut off at the length limit
+    overlong_penalty           mean of the length penalty (--overlong-buffer)
+    clip_frac_high             share of the tokens whose gradient was cut at the upper bound, over all optimizer steps
+    clip_frac_low              the same at the lower bound
+    kl                         k3 estimate of KL(π_old ‖ π_θ), over all optimizer steps
+    ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
+    grad_norm                  mean gradient norm before it was scaled down
+    bad_steps                  optimizer steps that were left out because their gradient was not finite
+    sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: k3 estimate of KL(π_sampler ‖ π_old)
+    importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
+    lr                         learning rate
+    upper, lower               this step's thresholds ε(p) = αp + β, as [α, β]
+    target                     the entropy that the controller was asked for; null without a controller
+    controller                 the number that it returned (track: the gain u); null without a controller
+    schedule_state             what the schedule remembers (od: whether it raises entropy, and H_init)
+    regions_rule               share of the tokens in E1 … E4 by the paper's rule; the rest has Â = 0
+    regions_exact              the same by the exact boundary f(a) = B
+    predicted_entropy_change   each region's part of the first-order change of entropy, per unit step on the logits
+    n_tokens                   response tokens that were trained on
+    seconds                    seconds of each phase, and of the whole step
+"""
 
 import json
 import os
@@ -9,19 +41,20 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from clipping import entropy_change, region_masks
-from config import Config
+from config import REGIONS, Config
 from distributed import seed_of
+from logprobs import TokenStats
 
-REGIONS = ("E1", "E2", "E3", "E4")
 
-
-def region_metrics(logp, entropy, baseline, advantages) -> tuple[torch.Tensor, dict]:
-    """Flat [N] tensors over all response tokens -> the rule's region masks [4, N], and per region: its share of the tokens by the
-    paper's rule and by the exact boundary, and its part of the predicted entropy change (nats per token and unit step on logits)."""
-    rule, exact = region_masks(logp, entropy, advantages), region_masks(logp, entropy, advantages, baseline)
-    change = entropy_change(logp, entropy, baseline, advantages)
-    n = len(logp)
-    return rule, {
+def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
+    """What the regions are made of in a rollout batch of N tokens. Per region: its share of the tokens, by the paper's
+    rule and by the exact boundary, and its part of the predicted entropy change (nats per token, for a unit step on the
+    logits)."""
+    rule = region_masks(old.logp, old.entropy, advantages)  # bool [4, N]
+    exact = region_masks(old.logp, old.entropy, advantages, old.mean_f)
+    change = entropy_change(old.logp, old.entropy, old.mean_f, advantages)  # [N]
+    n = len(advantages)
+    return {
         "regions_rule": dict(zip(REGIONS, (rule.sum(1).double() / n).tolist())),
         "regions_exact": dict(zip(REGIONS, (exact.sum(1).double() / n).tolist())),
         "predicted_entropy_change": dict(zip(REGIONS, ((rule * change.double()).sum(1) / n).tolist())),
@@ -34,8 +67,8 @@ def read_lines(path: Path) -> list[dict]:
 
 
 class Logger:
-    """Rank 0's metrics.jsonl, progress bar and optional W&B or TensorBoard; silent on other ranks. Starting at `first_step`, it
-    removes the lines of later steps, which a resumed run makes again."""
+    """Rank 0's metrics.jsonl, progress bar and optional W&B or TensorBoard; silent on other ranks. Starting at
+    `first_step`, it removes the lines of later steps, which a resumed run makes again."""
 
     def __init__(self, cfg: Config, directory: Path, first_step: int):
         self.on = dist.get_rank() == 0
@@ -44,7 +77,9 @@ class Logger:
         path = directory / "metrics.jsonl"
         kept = [line for line in read_lines(path) if line["step"] < first_step] if path.exists() else []
         if len(kept) != first_step:
-            raise ValueError(f"{path} has {len(kept)} of the {first_step} steps before this one: it was changed after the run")
+            raise ValueError(
+                f"{path} has {len(kept)} of the {first_step} steps before this one: it was changed after the run"
+            )
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(path)
@@ -56,7 +91,12 @@ class Logger:
 
             run_id = f"{seed_of(str(directory.resolve())):08x}"  # the same run when it is resumed
             run = wandb.init(
-                project="flexible-entropy-control", name=directory.name, dir=directory, config=vars(cfg), id=run_id, resume="allow"
+                project="flexible-entropy-control",
+                name=directory.name,
+                dir=directory,
+                config=vars(cfg),
+                id=run_id,
+                resume="allow",
             )
             self.send = lambda metrics, step: run.log(metrics, step=step)
         elif cfg.report_to == "tensorboard":
@@ -79,7 +119,9 @@ class Logger:
         self.bar.update()
         failed = sum(metrics["reasons"].get(reason, 0.0) for reason in ("timeout", "crash", "deadline"))
         if failed > 0.01:
-            self.bar.write(f"step {metrics['step']}: the verifier gave up on {failed:.1%} of the answers, which were paid 0")
+            self.bar.write(
+                f"step {metrics['step']}: the verifier gave up on {failed:.1%} of the answers, which were paid 0"
+            )
 
     def flush(self) -> None:
         """Make sure that the lines so far survive what a checkpoint survives."""

@@ -1,16 +1,28 @@
-"""A rollout batch: prompts -> responses -> rewards, on every rank, in the shape that the update needs."""
+"""A rollout batch: prompts → responses → rewards on every rank, and how its rows are cut into micro-batches.
+
+A *row* is one response with its prompt. Every rank holds all rows of the batch. So every rank can compute the same plan
+of micro-batches and take its own part of it, and no rank ever waits in a collective that another one skips.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from torch.nn.utils.rnn import pad_sequence
 
 from config import Config
 from data import batch_indices
 from distributed import Phases, gather, my_share, seed_of
+from rewards import Result
 from sample import Sampler, Sampling
+
+SYNC_TOLERANCE = {
+    torch.float32: 1e-4,
+    torch.bfloat16: 0.05,
+}  # nats, mean |ln π_old − ln π_sampler|; sound are 1e-6, 1e-2
 
 
 class Row(NamedTuple):
@@ -18,66 +30,132 @@ class Row(NamedTuple):
 
     prompt: torch.Tensor  # int32 [prompt tokens]
     response: torch.Tensor  # int32 [response tokens], EOS included where the model wrote it
-    sampler_logp: torch.Tensor  # float32 [response tokens], ln of the probability it was sampled with
-    reward: float  # the scorer's
+    sampler_logp: torch.Tensor  # float32 [response tokens], ln of the probability that each token was sampled with
+    reward: float
     reason: str  # the scorer's, e.g. "no_box"
     finished: bool  # False: cut off at the length limit
 
 
 @dataclass
 class Rollouts:
-    """A rollout batch, the same on every rank: one entry per response ("row"), the G rows of a group next to each other."""
+    """A rollout batch of R rows and N response tokens, the same on every rank. The G rows of a group are neighbours."""
 
-    prompts: list[torch.Tensor]
-    responses: list[torch.Tensor]
-    sampler_logp: list[torch.Tensor]
-    rewards: list[float]
-    reasons: list[str]
-    finished: list[bool]
+    prompts: list[torch.Tensor]  # R tensors, int32 [prompt tokens]
+    responses: list[torch.Tensor]  # R tensors, int32 [response tokens]
+    sampler_logp: torch.Tensor  # float32 [N], row after row
+    rewards: torch.Tensor  # float32 [R]
+    finished: torch.Tensor  # bool [R]
 
     @property
-    def lengths(self) -> list[int]:
-        """Tokens of each response."""
-        return [len(response) for response in self.responses]
+    def lengths(self) -> torch.Tensor:
+        """[R] int64, the response tokens of each row."""
+        return torch.tensor([len(response) for response in self.responses])
+
+    @property
+    def row_tokens(self) -> list[int]:
+        """Prompt and response tokens of each row."""
+        return [len(prompt) + len(response) for prompt, response in zip(self.prompts, self.responses)]
+
+    def per_token(self, per_row: torch.Tensor) -> torch.Tensor:
+        """[R] -> [N]: each row's number at each of its response tokens."""
+        return per_row.repeat_interleave(self.lengths)
+
+
+# ---------------------------------------------------------------------------------------------- prompts -> responses ->
+# rewards
 
 
 def collect(
-    sampler: Sampler, reward: Callable, tokenizer, problems: list[dict], cfg: Config, step: int, draws: int, phases: Phases
+    sampler: Sampler,
+    reward: Callable,
+    tokenizer,
+    problems: list[dict],
+    cfg: Config,
+    step: int,
+    draws: int,
+    phases: Phases,
 ) -> tuple[Rollouts, dict, int]:
-    """(rollouts, metrics, draws): `prompts_per_step` groups of G responses, and how many batches of prompts the run has drawn now.
+    """(rollouts, metrics, draws): `prompts_per_step` groups of G responses, and how many batches of prompts the run has
+    now drawn from its data. A collective.
 
-    With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n at most;
-    if there are still too few, groups of equal rewards, which have no advantage, fill the batch up. `metrics` are over all responses,
-    dropped ones too: among the kept ones about half would be right, whatever the policy. A collective.
+    With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n
+    at most. If there are still too few, groups of equal rewards, which have no advantage, fill the batch up. `metrics`
+    are over all responses, dropped ones too: among the kept ones about half would be right, whatever the policy is.
     """
     sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
-    rank, members = dist.get_rank(), cfg.vllm_tp  # neighbours that hold one engine together are given the same prompts
-    engines, engine = dist.get_world_size() // members, rank // members
     rows, useful, attempts = [], [], 0
     while attempts < cfg.dynamic_sampling and len(useful) < cfg.prompts_per_step:
         batch = [problems[i] for i in batch_indices(len(problems), cfg.prompts_per_step, draws + attempts, cfg.seed)]
-        with phases("rollout"):
-            mine = my_share(batch, engine, engines)
-            seed = seed_of(cfg.seed, "rollout", step, attempts, engine)
-            groups = sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
-        with phases("reward"):
-            answered = [(problem, completion) for problem, group in zip(mine, groups, strict=True) for completion in group]
-            answered = my_share(answered, rank % members, members)  # each neighbour scores and passes on its part
-            texts = tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
-            results = reward([problem["answer"] for problem, _ in answered], texts)
-        with phases("gather"):
-            rows += gather([
-                Row(torch.tensor(p["prompt_ids"], dtype=torch.int32), torch.tensor(c.token_ids, dtype=torch.int32),
-                    torch.tensor(c.logps), r.reward, r.reason, c.finished)
-                for (p, c), r in zip(answered, results, strict=True)
-            ])  # fmt: skip
+        rows += sample_rows(sampler, sampling, reward, tokenizer, batch, cfg, (step, attempts), phases)
         groups = [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
         useful = [group for group in groups if len({row.reward for row in group}) > 1]
         attempts += 1
     equal = [group for group in groups if len({row.reward for row in group}) == 1]
-    kept = (useful + equal)[: cfg.prompts_per_step]
-    rollouts = Rollouts(*map(list, zip(*[row for group in kept for row in group])))
+    kept = [row for group in (useful + equal)[: cfg.prompts_per_step] for row in group]
+    rollouts = Rollouts(
+        [row.prompt for row in kept],
+        [row.response for row in kept],
+        torch.cat([row.sampler_logp for row in kept]),
+        torch.tensor([row.reward for row in kept]),
+        torch.tensor([row.finished for row in kept]),
+    )
     return rollouts, rollout_metrics(rows, attempts, len(equal) / len(groups)), draws + attempts
+
+
+def sample_rows(
+    sampler: Sampler,
+    sampling: Sampling,
+    reward: Callable[[list, list], list[Result]],
+    tokenizer,
+    batch: list[dict],
+    cfg: Config,
+    draw: tuple[int, int],
+    phases: Phases,
+) -> list[Row]:
+    """G rows for each problem of `batch`, on every rank: each rank samples and scores its share. `draw`: for the
+    seed."""
+    members = cfg.vllm_tp  # neighbouring ranks that hold one engine together are given the same prompts
+    engine, member = divmod(dist.get_rank(), members)
+    mine = my_share(batch, engine, dist.get_world_size() // members)
+    with phases("rollout"):
+        seed = seed_of(cfg.seed, "rollout", *draw, engine)
+        groups = sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
+    with phases("reward"):
+        answered = [(problem, c) for problem, group in zip(mine, groups, strict=True) for c in group]
+        answered = my_share(answered, member, members)  # each neighbour scores and passes on its part
+        texts = tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
+        results = reward([problem["answer"] for problem, _ in answered], texts)
+    with phases("gather"):
+        return gather_rows(
+            [
+                Row(
+                    torch.tensor(problem["prompt_ids"], dtype=torch.int32),
+                    torch.tensor(completion.token_ids, dtype=torch.int32),
+                    torch.tensor(completion.logps),
+                    result.reward,
+                    result.reason,
+                    completion.finished,
+                )
+                for (problem, completion), result in zip(answered, results, strict=True)
+            ]
+        )
+
+
+def gather_rows(rows: list[Row]) -> list[Row]:
+    """All ranks' rows in rank order, on every rank. A collective. Each field travels as one tensor, since pickling a
+    tensor for each of thousands of rows takes seconds."""
+    ids = [tensor for row in rows for tensor in (row.prompt, row.response)]
+    packed = (
+        torch.cat([torch.empty(0, dtype=torch.int32), *ids]),
+        torch.cat([torch.empty(0), *(row.sampler_logp for row in rows)]),
+        [(len(row.prompt), len(row.response), row.reward, row.reason, row.finished) for row in rows],
+    )
+    gathered = []
+    for all_ids, all_logps, described in gather([packed]):
+        ids = iter(all_ids.split([n for prompt, response, *_ in described for n in (prompt, response)]))
+        logps = all_logps.split([response for _, response, *_ in described])
+        gathered += [Row(next(ids), next(ids), logp, *rest) for logp, (_, _, *rest) in zip(logps, described)]
+    return gathered
 
 
 def rollout_metrics(rows: list[Row], attempts: int, equal_groups: float) -> dict:
@@ -92,28 +170,113 @@ def rollout_metrics(rows: list[Row], attempts: int, equal_groups: float) -> dict
     }
 
 
-def overlong_penalty(length: int, max_length: int, buffer: int) -> float:
-    """DAPO's soft length penalty (arXiv 2503.14476, eq. 13): 0 up to max_length − buffer tokens, then falling linearly to −1."""
-    return min(0.0, (max_length - buffer - length) / buffer) if buffer else 0.0
+def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> torch.Tensor:
+    """DAPO's soft length penalty (arXiv 2503.14476, eq. 13), [R] -> float32 [R]: 0 up to max_length − buffer tokens,
+    then falling linearly to −1. A buffer of 0 means no penalty."""
+    return ((max_length - buffer - lengths) / max(1, buffer)).clamp(max=0) * (buffer > 0)
 
 
-def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, lengths: list[int], level: str, cap: float) -> torch.Tensor:
-    """min(π_old / π_sampler, cap) of each token, flat [N]: the two differ by rounding (bf16, other kernels), and the loss is an
-    expectation under the sampler's policy. `level`: "token"; "sequence", where the ratio is that of the whole response; "none": 1."""
-    if level == "none":
-        return torch.ones_like(old_logp)
-    log_ratio = old_logp - sampler_logp
-    if level == "sequence":
-        log_ratio = torch.cat([part.sum().expand(len(part)) for part in log_ratio.split(lengths)])
-    return log_ratio.exp().clamp(max=cap)
+def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:
+    """min(π_old / π_sampler, cap) of each token, [N]. The two differ by rounding (bf16, other kernels), and the loss is
+    an expectation under the sampler's policy."""
+    return (old_logp - sampler_logp).exp().clamp(max=cap)
 
 
 def sampler_mismatch(old_logp: torch.Tensor, sampler_logp: torch.Tensor) -> dict[str, float]:
-    """How far the trainer is from the policy that really sampled, over the sampled tokens: |log π_old − log π_sampler|, mean and max
-    (nats), and the k3 estimate of KL(π_sampler ‖ π_old). With float32 on both sides about 1e-6, with bf16 about 1e-2."""
+    """How far the trainer is from the policy that really sampled, over the sampled tokens [N]: |ln π_old − ln
+    π_sampler|, mean and max (nats), and the k3 estimate of KL(π_sampler ‖ π_old). Float32 on both sides gives about
+    1e-6, bf16 1e-2."""
     log_ratio = (old_logp - sampler_logp).double()
     return {
         "mean": log_ratio.abs().mean().item(),
         "max": log_ratio.abs().max().item(),
         "kl": (log_ratio.expm1() - log_ratio).mean().item(),
     }
+
+
+def check_sampler(
+    old_logp: torch.Tensor, sampler_logp: torch.Tensor, dtype: torch.dtype, check: bool
+) -> dict[str, float]:
+    """`rollout.sampler_mismatch`. Raises RuntimeError if it is larger than rounding in `dtype` explains."""
+    mismatch = sampler_mismatch(old_logp, sampler_logp)
+    if check and mismatch["mean"] > SYNC_TOLERANCE[dtype]:
+        raise RuntimeError(
+            f"the sampler is not the trainer: its log-probabilities are {mismatch['mean']:.1e} nats off on average, "
+            f"and {SYNC_TOLERANCE[dtype]} are allowed; its weights or its cache are stale, or it computes this "
+            "model in another way "
+            "(--sampler transformers may work; --no-check-sync goes on regardless)"
+        )
+    return mismatch
+
+
+# -------------------------------------------------------------------------------------------------------- micro-batches
+
+OVERHEAD_TOKENS = 256  # a micro-batch's fixed cost in tokens: one more is worth it if it saves as much padding
+FILLER = -1  # in a plan: this rank has no row here, and runs a masked copy of a short one to keep step with the others
+
+
+def plan_micro_batches(lengths: list[int], world_size: int, max_tokens: int) -> list[list[list[int]]]:
+    """Deal rows to ranks and cut them into micro-batches: plan[m][rank] lists the row numbers of rank's m-th
+    micro-batch.
+
+    Rows sorted by length are dealt in rounds of `world_size`, so that ranks get rows of nearly equal length. The rounds
+    are cut where the sum of rows × longest row, plus OVERHEAD_TOKENS for each micro-batch, is least, with rows ×
+    longest row within `max_tokens`. Every row is in the plan once. Every rank has len(plan) micro-batches of the same
+    number of rows each, FILLERs included. The longest come first: what does not fit in memory fails in the first
+    micro-batch. Raises ValueError for a row longer than `max_tokens`.
+    """
+    if lengths and max(lengths) > max_tokens:
+        raise ValueError(f"a row of {max(lengths)} tokens does not fit into micro-batches of {max_tokens}")
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    order += [FILLER] * (-len(order) % world_size)
+    rounds = [order[i : i + world_size] for i in range(0, len(order), world_size)]
+    longest = np.array([lengths[row_of_rank[0]] for row_of_rank in rounds])
+    # cheapest[j] is the least cost of the first j rounds, and cut[j] the round at which their last micro-batch starts
+    cheapest, cut = np.zeros(len(rounds) + 1), [0] * (len(rounds) + 1)
+    for j in range(1, len(rounds) + 1):
+        tokens = np.arange(j, 0, -1) * longest[:j]  # of a micro-batch that starts at round 0 … j − 1
+        cost = np.where(tokens <= max_tokens, cheapest[:j] + tokens + OVERHEAD_TOKENS, np.inf)
+        cut[j] = int(cost.argmin())
+        cheapest[j] = cost[cut[j]]
+    micro_batches, j = [], len(rounds)
+    while j:
+        # every other round is dealt backwards, or rank 0 would get the longer row each time
+        dealt = [rounds[i] if i % 2 == 0 else rounds[i][::-1] for i in range(cut[j], j)]
+        micro_batches.insert(0, [[row_of_rank[rank] for row_of_rank in dealt] for rank in range(world_size)])
+        j = cut[j]
+    return micro_batches
+
+
+class MicroBatch(NamedTuple):
+    """B rows padded on the right to L tokens, and the n response tokens in them, row after row."""
+
+    input_ids: torch.Tensor  # [B, L] prompt, response, padding
+    attention_mask: torch.Tensor  # [B, L] 1 where there is a token
+    predicts: torch.Tensor  # bool [B, L], True at the n positions whose *next* token is a response token
+    tokens: torch.Tensor  # [n] those response tokens, EOS included; padding never
+    rows: list[int]  # the row number of each of the B, FILLERs replaced
+    response_mask: torch.Tensor  # bool [n], False for the tokens of FILLERs
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        return self._replace(**{k: v.to(device) for k, v in self._asdict().items() if isinstance(v, torch.Tensor)})
+
+
+def collate(prompts: list[torch.Tensor], responses: list[torch.Tensor], rows: list[int]) -> MicroBatch:
+    """The micro-batch of `rows`, which are numbers into the lists of ids, or FILLER. No prompt or response may be
+    empty."""
+    real = [i != FILLER for i in rows]
+    if not all(real):
+        shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))
+        rows = [i if i != FILLER else shortest for i in rows]
+    start = torch.tensor([len(prompts[i]) for i in rows])[:, None]  # [B, 1]
+    end = start + torch.tensor([len(responses[i]) for i in rows])[:, None]
+    input_ids = pad_sequence([torch.cat([prompts[i], responses[i]]) for i in rows], batch_first=True).long()
+    position = torch.arange(input_ids.shape[1])
+    return MicroBatch(
+        input_ids=input_ids,
+        attention_mask=(position < end).long(),
+        predicts=(position >= start - 1) & (position < end - 1),
+        tokens=torch.cat([responses[i] for i in rows]).long(),
+        rows=rows,
+        response_mask=torch.tensor(real).repeat_interleave((end - start).squeeze(1)),
+    )

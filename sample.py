@@ -1,8 +1,9 @@
-"""Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers alone.
+"""Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers
+alone.
 
-Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new weights with `sync`. Samplers
-keep no random state: a rollout is a function of the weights, the prompts and the `seed` of its `generate`, so a run can be
-resumed without one. Heavy imports are inside the classes.
+Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new
+weights with `sync`. Samplers keep no random state: a rollout is a function of the weights, the prompts and the `seed`
+of its `generate`, so a run can be resumed without one. Heavy imports are inside the classes.
 """
 
 import logging
@@ -31,8 +32,12 @@ class Sampling:
     top_k: int = 0  # 0: off
 
     def __post_init__(self):
-        if not (self.max_new_tokens >= 1 and 0 <= self.temperature < np.inf and 0 < self.top_p <= 1 and self.top_k >= 0):
-            raise ValueError(f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1 and top_k >= 0")
+        if not (
+            self.max_new_tokens >= 1 and 0 <= self.temperature < np.inf and 0 < self.top_p <= 1 and self.top_k >= 0
+        ):
+            raise ValueError(
+                f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1 and top_k >= 0"
+            )
 
 
 class Completion(NamedTuple):
@@ -50,30 +55,35 @@ class Sampler:
         ...              # change the weights
         sampler.sync(named_tensors)
 
-    To sample with something else, subclass it and return it from `make_sampler`: call `__init__`, and implement `_generate`
-    (`generate` without the checks) and `_load`, which copies in every (name, tensor) of an iterator.
+    To sample with something else, subclass it and return it from `make_sampler`: call `__init__`, and implement
+    `_generate` (`generate` without the checks) and `_load`, which copies in every (name, tensor) of an iterator.
     """
 
     def __init__(self, shapes: dict[str, torch.Size], eos: list[int], max_len: int):
-        """`shapes`: of the state dict that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt and response."""
+        """`shapes`: of the state dict that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt and
+        response."""
         self.shapes, self.eos, self.max_len = shapes, eos, max_len
         self.ready = True  # False: no weights, or broken ones
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
-        """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random state
-        stays as it is. ValueError: a prompt is empty or too long. RuntimeError: after `sleep`, or a `sync` that failed."""
+        """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random
+        state stays as it is. ValueError: a prompt is empty or too long. RuntimeError: after `sleep`, or a `sync` that
+        failed."""
         if not self.ready:
             raise RuntimeError("the sampler has no usable weights: it sleeps or its last sync failed; call sync first")
         lengths = [len(prompt) for prompt in prompts]
         if min(lengths, default=1) == 0:
             raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
         if max(lengths, default=0) + sampling.max_new_tokens > self.max_len:
-            raise ValueError(f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed max_len {self.max_len}")
+            raise ValueError(
+                f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed max_len {self.max_len}"
+            )
         return self._generate(prompts, n, sampling, seed) if prompts else []
 
     def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take over the trainer's weights: every (name, whole tensor) of its state dict, tied ones too, in any float dtype. The
-        iterator may gather them one by one: all ranks exhaust it. ValueError: one is unknown, repeated, missing or misshapen."""
+        """Take over the trainer's weights: every (name, whole tensor) of its state dict, tied ones too, in any float
+        dtype. The iterator may gather them one by one: all ranks exhaust it. ValueError: one is unknown, repeated,
+        missing or misshapen."""
         self.ready, missing = False, set(self.shapes)
 
         def checked():
@@ -81,28 +91,42 @@ class Sampler:
                 if name not in missing:
                     raise ValueError(f"sync: weight {name} " + ("came twice" if name in self.shapes else "is unknown"))
                 if tensor.shape != self.shapes[name]:
-                    raise ValueError(f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(self.shapes[name])}")
+                    raise ValueError(
+                        f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(self.shapes[name])}"
+                    )
                 missing.remove(name)
                 yield name, tensor
 
         self._load(checked())
         if missing:
-            raise ValueError(f"sync: {len(missing)} weights are missing, {min(missing)} for one: pass the whole state dict")
+            raise ValueError(
+                f"sync: {len(missing)} weights are missing, {min(missing)} for one: pass the whole state dict"
+            )
         self.ready = True
 
     def sleep(self) -> None:
-        """Where the sampler shares a GPU with the trainer: give its memory back, weights included, until the next `sync`."""
+        """Where the sampler shares a GPU with the trainer: give its memory back, weights included, until the next
+        `sync`."""
 
     def close(self) -> None:
         """The last call, from `distributed.end_distributed`: vLLM takes the process group down with its engine."""
 
 
 class VllmSampler(Sampler):
-    """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building is a
-    collective. Without a process group it makes one of its own, for this process alone."""
+    """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building
+    is a collective. Without a process group it makes one of its own, for this process alone."""
 
     def __init__(
-        self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, tp: int, gpu_memory: float, max_num_seqs: int
+        self,
+        model_dir,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        max_len: int,
+        seed: int,
+        tp: int,
+        gpu_memory: float,
+        max_num_seqs: int,
     ):
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -114,18 +138,27 @@ class VllmSampler(Sampler):
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
-        super().__init__({name: tensor.shape for name, tensor in model.state_dict().items()}, eos_ids(model_dir), max_len)
+        super().__init__(
+            {name: tensor.shape for name, tensor in model.state_dict().items()}, eos_ids(model_dir), max_len
+        )
         self.device = device
         overwritten = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}  # by LLM()
         with seeded(seed, device), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own
             self.llm = LLM(
-                str(model_dir), dtype=dtype, seed=seed, max_model_len=max_len, max_num_seqs=max_num_seqs, skip_tokenizer_init=True,
+                str(model_dir),
+                dtype=dtype,
+                seed=seed,
+                max_model_len=max_len,
+                max_num_seqs=max_num_seqs,
+                skip_tokenizer_init=True,
                 tensor_parallel_size=tp,
                 distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
-                logprobs_mode="processed_logprobs", disable_log_stats=True, use_tqdm_on_load=False,
+                logprobs_mode="processed_logprobs",
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
                 **(CPU_OPTIONS if device.type == "cpu" else gpu_options(gpu_memory)),
-            )  # fmt: skip
+            )
         for name, value in overwritten.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
@@ -133,18 +166,28 @@ class VllmSampler(Sampler):
     def _generate(self, prompts, n, sampling, seed):
         from vllm import SamplingParams
 
-        # Keys and values that are left from old weights would be used. Those of current ones would change how requests are
-        # batched, and so the random numbers they get.
+        # Keys and values that are left from old weights would be used. Those of current ones would change how requests
+        # are batched, and so the random numbers they get.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: some of it is still in use")
         params = SamplingParams(
-            n=n, max_tokens=sampling.max_new_tokens, temperature=sampling.temperature, top_p=sampling.top_p,
-            top_k=sampling.top_k, stop_token_ids=self.eos, detokenize=False, logprobs=0, flat_logprobs=True,
-        )  # fmt: skip
+            n=n,
+            max_tokens=sampling.max_new_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            stop_token_ids=self.eos,
+            detokenize=False,
+            logprobs=0,
+            flat_logprobs=True,
+        )
         with seeded(seed, self.device):
             requests = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
         return [
-            [Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos) for o in request.outputs]
+            [
+                Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
+                for o in request.outputs
+            ]
             for request in requests
         ]
 
@@ -174,7 +217,8 @@ def gpu_options(gpu_memory: float) -> dict:
 
 
 def gpu_sleep(llm) -> None:
-    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would keep a copy of weights that are old by then."""
+    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would keep a copy of weights that are old by
+    then."""
     llm.sleep(level=2)
 
 
@@ -192,7 +236,9 @@ class HFSampler(Sampler):
         from transformers import AutoModelForCausalLM
 
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
-        super().__init__({name: tensor.shape for name, tensor in self.model.state_dict().items()}, eos_ids(model_dir), max_len)
+        super().__init__(
+            {name: tensor.shape for name, tensor in self.model.state_dict().items()}, eos_ids(model_dir), max_len
+        )
         self.device, self.max_rows = device, max_rows
 
     def _generate(self, prompts, n, sampling, seed):
@@ -217,8 +263,12 @@ class HFSampler(Sampler):
         cache, start = DynamicCache(config=self.model.config), 0
         for t in range(steps):
             end = width + t
-            context = dict(attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache)
-            logp = sampling_logp(self.model(inputs, **context, logits_to_keep=1).logits[:, -1], sampling)  # [rows, vocabulary]
+            context = dict(
+                attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache
+            )
+            logp = sampling_logp(
+                self.model(inputs, **context, logits_to_keep=1).logits[:, -1], sampling
+            )  # [rows, vocabulary]
             if sampling.temperature:
                 inputs = torch.multinomial(logp.exp(), 1, generator=generator)  # [rows, 1]
             else:
@@ -244,7 +294,8 @@ class HFSampler(Sampler):
 
 
 def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p cut."""
+    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p
+    cut."""
     logits = logits.float() / (sampling.temperature or 1.0)
     if sampling.top_k:
         kth = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
@@ -257,7 +308,8 @@ def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 
 def eos_ids(model_dir) -> list[int]:
-    """The ids that end a response: the generation config's, else the model config's, else the tokenizer's. ValueError: none."""
+    """The ids that end a response: the generation config's, else the model config's, else the tokenizer's. ValueError:
+    none."""
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
     try:
@@ -274,7 +326,8 @@ def eos_ids(model_dir) -> list[int]:
 
 @contextmanager
 def seeded(seed: int, device: torch.device):
-    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, then give the caller's states back."""
+    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, then give the caller's states
+    back."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)
@@ -285,15 +338,24 @@ def seeded(seed: int, device: torch.device):
 
 
 def make_sampler(
-    kind: str, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, seed: int, tp: int = 1, gpu_memory: float = 0.6,
+    kind: str,
+    model_dir,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    max_len: int,
+    seed: int,
+    tp: int = 1,
+    gpu_memory: float = 0.6,
     max_num_seqs: int = 256,
-) -> Sampler:  # fmt: skip
+) -> Sampler:
     """A sampler for the causal language model in `model_dir` (or of that hub id), with the weights it has there.
 
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
-    max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone.
-    tp: neighbouring ranks that hold one vLLM engine together and must be given the same prompts and seeds. gpu_memory: vLLM's share of
-    each GPU's memory while it generates; that much must be free now. max_num_seqs: sequences that are decoded at once.
+    max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone. tp:
+    neighbouring ranks that hold one vLLM engine together and must be given the same prompts and seeds. gpu_memory:
+    vLLM's share of each GPU's memory while it generates; that much must be free now. max_num_seqs: sequences that are
+    decoded at once.
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
@@ -308,7 +370,14 @@ def make_sampler(
     print0(f"sampler: {kind} ({why})")
     if kind == "vllm":
         return VllmSampler(
-            model_dir, device=device, dtype=dtype, max_len=max_len, seed=seed, tp=tp, gpu_memory=gpu_memory, max_num_seqs=max_num_seqs
+            model_dir,
+            device=device,
+            dtype=dtype,
+            max_len=max_len,
+            seed=seed,
+            tp=tp,
+            gpu_memory=gpu_memory,
+            max_num_seqs=max_num_seqs,
         )
     if tp > 1:
         raise ValueError(f"--vllm-tp {tp} needs the vllm sampler, this is {kind}")

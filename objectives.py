@@ -1,0 +1,167 @@
+"""What is optimised: GRPO's clipped surrogate, or one of the published ways to steer entropy, each a short section.
+
+The notation is that of clipping.py: r = π_θ(a|s) / π_old(a|s), Â the advantage, H the entropy in nats. Tensors hold one
+element per token, [N]. An objective consists of at most two parts:
+
+    prepare_objective   once per step, from π_old and the whole rollout batch: each token's `weights`, which multiply
+                        its loss, and its `coef`, a number that the loss needs. The originals often look at the
+                        current policy and at one micro-batch. Here no result may depend on the micro-batches.
+    token_loss          once per micro-batch: the loss of each token, called like `clipping.clipped_surrogate`
+"""
+
+import math
+
+import torch
+
+from clipping import (
+    Line,
+    clipped_surrogate,
+    log_ratio_and_ratio,
+    masked_loss,
+    region_gains,
+    region_masks,
+    threshold,
+)
+from logprobs import TokenStats
+
+
+def prepare_objective(
+    objective: str,
+    old: TokenStats,  # ln π_old, H and B of the rollout batch's N tokens
+    advantages: torch.Tensor,  # [N]
+    loss_mask: torch.Tensor,  # bool [N], the tokens that the loss is averaged over
+    number: float,  # the controller's number of this step, or --entropy-coef
+    generator: torch.Generator,  # draws Clip-Cov's tokens
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weights, coef), both float32 [N]."""
+    weights, coef = torch.ones_like(old.logp), torch.zeros_like(old.logp)
+    match objective:
+        case "track":
+            weights = region_gains(region_masks(old.logp, old.entropy, advantages), number)
+        case "entropy-bonus" | "adaptive-bonus":
+            coef = torch.full_like(old.logp, number)
+        case "entropic":
+            coef = number * confident_share(old.logp, loss_mask)
+        case "clip-cov":
+            weights = clip_cov_weights(old.logp, advantages, loss_mask, generator)
+        case "kl-cov":
+            coef = kl_cov_coef(old.logp, advantages, loss_mask)
+    return weights, coef
+
+
+def token_loss(
+    objective: str,
+    old_logp: torch.Tensor,
+    logp: torch.Tensor,
+    advantages: torch.Tensor,
+    response_mask: torch.Tensor,
+    upper: Line,
+    lower: Line,
+    coef: torch.Tensor,
+    entropy: torch.Tensor | None,
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """(loss [N], sums) of `objective`, as `clipped_surrogate` returns them. `coef` [N] is `prepare_objective`'s.
+    `entropy` [N] is that of the *current* policy, with gradient, for the objectives in NEEDS_ENTROPY, and None for
+    others."""
+    extra = {"coef": coef} if objective in NEEDS_COEF else {}
+    extra |= {"entropy": entropy} if objective in NEEDS_ENTROPY else {}
+    return LOSSES[objective](old_logp, logp, advantages, response_mask, upper, lower, **extra)
+
+
+# --------------------------------------------------------------------------------------------- entropy bonus, fixed and
+# adaptive J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`.
+
+
+def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
+    loss, sums = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
+    return loss - torch.where(response_mask, coef * entropy, 0.0), sums
+
+
+# ------------------------------------------------------------------------------------------- EntroPIC, arXiv 2511.15248
+# The loss is GRPO's plus α · the mean of −r |Â| over the tokens with π > 0.95, which is not clipped. If there is too
+# much entropy (α > 0), it pushes confident tokens up, whatever their advantage; if there is too little, it pushes them
+# down. α is `controllers.EntroPIC`. Departure: the tokens are those with π_old > 0.95.
+
+
+def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """[N] N_loss / N_confident on confident tokens, else 0: it turns the caller's mean into one over confident
+    tokens."""
+    confident = (old_logp > math.log(0.95)) & loss_mask
+    return confident.to(old_logp.dtype) * loss_mask.sum() / confident.sum().clamp(min=1)
+
+
+def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
+    """`coef` [N] is α · `confident_share`."""
+    loss, sums = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
+    _, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), sums
+
+
+# ------------------------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv
+# 2505.22617 cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall, as ΔH ≈ −η
+# Cov(ln π, π Â). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken among those with cov
+# in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B) with the
+# largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those that clipping has
+# stopped already.
+
+
+def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
+    """[N] cov_t. It is −inf for tokens outside the loss, which have no part in the means either."""
+    n = loss_mask.sum().clamp(min=1)
+    a, b = (x - torch.where(loss_mask, x, 0.0).sum() / n for x in (advantages, old_logp))
+    return torch.where(loss_mask, a * b, -math.inf)
+
+
+def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator, share: float = 2e-4) -> torch.Tensor:
+    """[N]: 0 on the chosen tokens, 1 elsewhere; these are weights of GRPO's loss."""
+    cov, weights = covariance(old_logp, advantages, loss_mask), torch.ones_like(old_logp)
+    candidates = ((cov > 1) & (cov < 5)).nonzero().squeeze(1)
+    chosen = torch.randperm(len(candidates), generator=generator)[: max(1, int(share * int(loss_mask.sum())))]
+    weights[candidates[chosen]] = 0
+    return weights
+
+
+def kl_cov_coef(old_logp, advantages, loss_mask, share: float = 2e-3, beta: float = 1.0) -> torch.Tensor:
+    """[N]: β on the tokens that are held back, 0 elsewhere."""
+    n, coef = int(loss_mask.sum()), torch.zeros_like(old_logp)
+    coef[covariance(old_logp, advantages, loss_mask).topk(min(n, max(1, int(share * n)))).indices] = beta
+    return coef
+
+
+def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
+    """`coef` [N] is `kl_cov_coef`. The thresholds are not used, and nothing is clipped."""
+    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    never = torch.zeros_like(response_mask)
+    return masked_loss(-ratio * advantages + coef * log_ratio.abs(), response_mask, log_ratio, ratio, never, never)
+
+
+# -------------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
+# Inside the bounds it is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r < 1 − ε it
+# is β₁ (1 − ε)/sg(r) · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/sg(r) · r Â. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
+
+
+def ce_gppo(
+    old_logp, logp, advantages, response_mask, upper: Line, lower: Line, beta_low: float = 0.75, beta_high: float = 1.0
+):
+    """ε is the schedule's. clip_high and clip_low count the tokens beyond it, whose gradient is scaled and not cut."""
+    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    p = torch.where(response_mask, logp.detach(), 0.0).exp()
+    low, high, frozen = 1 - threshold(p, lower), 1 + threshold(p, upper), ratio.detach()
+    above, below = (advantages > 0) & (frozen > high), (advantages < 0) & (frozen < low)
+    scale = torch.where(above, beta_high * high / frozen, torch.where(below, beta_low * low / frozen, 1.0))
+    return masked_loss(-scale * ratio * advantages, response_mask, log_ratio, ratio, above, below)
+
+
+LOSSES = {
+    "grpo": clipped_surrogate,
+    "track": clipped_surrogate,
+    "entropy-bonus": entropy_bonus,
+    "adaptive-bonus": entropy_bonus,
+    "entropic": entropic,
+    "clip-cov": clipped_surrogate,
+    "kl-cov": kl_cov,
+    "ce-gppo": ce_gppo,
+}
+NEEDS_COEF = ("entropy-bonus", "adaptive-bonus", "entropic", "kl-cov")
+NEEDS_ENTROPY = ("entropy-bonus", "adaptive-bonus")
+UNCLIPPED = ("kl-cov",)  # they do not use the thresholds, so a schedule would do nothing

@@ -1,0 +1,155 @@
+"""What a run consists of: built from its configuration, put back on resume, and kept as evidence when a step goes
+wrong."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+
+import data
+import rewards
+import tiny
+from checkpoint import Checkpointer, latest, make_run_directory
+from config import Config
+from controllers import Controller
+from distributed import Phases, print0
+from policy import Policy, build_policy, check_memory
+from sample import Sampler, eos_ids, make_sampler
+from schedules import OD, Fixed
+
+
+@dataclass
+class Run:
+    """What a run keeps from step to step."""
+
+    cfg: Config
+    directory: Path
+    tokenizer: PreTrainedTokenizerBase
+    problems: list[dict]
+    reward: Callable
+    sampler: Sampler
+    policy: Policy
+    optimizer: torch.optim.Optimizer
+    checkpointer: Checkpointer
+    schedule: Fixed | OD
+    controller: Controller | None
+    phases: Phases
+    draws: int = 0  # batches of prompts that were taken from the data so far
+    bad_steps: int = 0  # optimizer steps that were left out so far, because their gradient was not finite
+    evidence: dict | None = None  # the tensors of this step, which are saved if it goes wrong
+
+
+def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]:
+    """Everything that a run needs, and the step that it starts or goes on with. Raises ValueError for what the user can
+    mend."""
+    world_size, local_world_size = dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
+    if world_size % cfg.vllm_tp:
+        raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
+    reward = rewards.load_reward(cfg.reward)
+    model = cfg.model
+    if model == "tiny":
+        if dist.get_rank() == 0:
+            tiny.ensure_model()
+        dist.barrier()
+        model = str(tiny.ensure_model())
+    try:
+        tokenizer, model_config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--model {model}: {str(error).splitlines()[0]}") from None
+    eos_ids(model)
+    max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
+    context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if context and context < max_len:
+        raise ValueError(
+            f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
+            f"than the {context} positions of {model} (max_position_embeddings)"
+        )
+    check_memory(model, local_world_size, cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
+    problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
+    if len(problems) < cfg.prompts_per_step:
+        raise ValueError(
+            f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}"
+        )
+    print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
+    directory = make_run_directory(cfg)
+
+    sampler = make_sampler(
+        cfg.sampler,
+        model,
+        device=device,
+        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        max_len=max_len,
+        seed=cfg.seed,
+        tp=cfg.vllm_tp,
+        gpu_memory=cfg.vllm_gpu_memory,
+        max_num_seqs=cfg.vllm_max_num_seqs,
+    )
+    sampler.sleep()  # on a GPU its memory is the trainer's until the next sync
+    shape = (world_size // local_world_size, local_world_size)  # replicated between nodes, sharded within one
+    mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    policy = build_policy(model, mesh, cfg.temperature)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    checkpointer = Checkpointer(directory, policy, optimizer)
+    run = Run(
+        cfg,
+        directory,
+        tokenizer,
+        problems,
+        reward,
+        sampler,
+        policy,
+        optimizer,
+        checkpointer,
+        cfg.make_schedule(),
+        cfg.make_controller(),
+        phases,
+    )
+    first_step = 0
+    if cfg.resume and (path := latest(directory)):
+        first_step = resume(run, checkpointer.load(path))
+    if cfg.resume:
+        print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
+    sampler.sync(policy.full_tensors())
+    return run, first_step
+
+
+def trainer_state(run: Run) -> dict:
+    """What a checkpoint keeps beside weights and optimizer. Of random states there are none: see
+    `distributed.seed_of`."""
+    controller = run.controller.state_dict() if run.controller else None
+    return {
+        "draws": run.draws,
+        "bad_steps": run.bad_steps,
+        "schedule": run.schedule.state_dict(),
+        "controller": controller,
+    }
+
+
+def resume(run: Run, state: dict) -> int:
+    """Puts a `trainer_state` back; returns the step that comes next."""
+    run.draws, run.bad_steps = state["draws"], state["bad_steps"]
+    run.schedule.load_state_dict(state["schedule"])
+    if run.controller:
+        run.controller.load_state_dict(state["controller"])
+    return state["step"]
+
+
+def save_evidence(run: Run, step: int) -> str:
+    """Keeps the weights, and on rank 0 the rollouts, of a step that went wrong; says where. A collective."""
+    directory = run.directory / f"bad-step-{step}"
+    run.policy.save(directory, run.tokenizer)
+    if dist.get_rank() == 0:
+        torch.save(run.evidence, directory / "rollouts.pt")
+    return f"weights left as they were, saved with the rollouts in {directory}"
+
+
+def require_finite(**tensors: torch.Tensor) -> None:
+    """Raises FloatingPointError, which says how many numbers of which tensor are not finite."""
+    for name, tensor in tensors.items():
+        if bad := int((~tensor.isfinite()).sum()):
+            raise FloatingPointError(f"{bad} of {tensor.numel()} numbers in {name} are not finite")

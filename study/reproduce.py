@@ -1,0 +1,284 @@
+"""The paper's experiments, and the study of entropy on a setpoint, on two CPU cores.
+
+    python -m study.reproduce                    # the runs that results/ lacks, two at a time, then figures and tables
+    python -m study.reproduce --quick            # one seed, short runs, into runs/quick: ten minutes, as a check
+    python -m study.reproduce --draw             # figures and tables from the committed results/*.jsonl alone
+
+To make them again, move results/*.jsonl away first: about 80 minutes for the default's 3 seeds, and 130 for the 5 of
+the committed results. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
+
+A run is a command of study.softmax or grpo.py and a seed. What it logged is thinned (a point is the mean over a window
+of steps) and becomes one line of results/EXPERIMENT.jsonl, with the command; runs that are there already are not made
+again. figures.py draws the lines.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from config import REGIONS
+from controllers import TARGETS, Target
+from metrics import read_lines
+from schedules import SCHEDULES
+from study import figures
+
+RESULTS = Path(__file__).parent / "results"
+POINTS = 60  # of a thinned curve
+CURVES = (
+    "entropy",
+    "reward",
+    "correct",
+    "pass@8",
+    "pass@32",
+    "clip_frac_high",
+    "clip_frac_low",
+    "clip_frac_high_E2",
+    "target",
+    "controller",
+)
+SETPOINT_BASELINES = ("adaptive-bonus", "entropic")  # they take the same targets
+REGION_SETS = ("E1", "E2", "E3", "E4", "E1,E2,E3,E4")
+
+LINEAR = "study.softmax --policy linear --total-steps 600"
+ZIPF = (
+    "grpo.py --preset tiny --sampler transformers --model runs/zipf-task --data runs/zipf-task/data.jsonl "
+    "--reward study.zipf:noisy --max-response-tokens 3 --prompts-per-step 8 --group-size 32 --mini-batches 1 "
+    "--epochs 16 --lr 1e-4 --save-every 1000 --total-steps 120"
+)
+WORDS = (
+    "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
+    "--reward study.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
+    "--epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
+)
+TINY = "grpo.py --preset tiny --sampler transformers --prompts-per-step 16 --save-every 1000"
+
+# {experiment: {label: command}}; linear-slow: a third of the learning rate; linear-sound: rewards without noise
+EXPERIMENTS = {
+    "linear": {name: f"{LINEAR} --schedule {name}" for name in SCHEDULES}
+    | {f"track {t}": f"{LINEAR} --objective track --target {t}" for t in TARGETS}
+    | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in SETPOINT_BASELINES for t in TARGETS}
+    | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
+    "regions-linear": {r: f"study.softmax --policy linear --total-steps 60 --train-regions {r}" for r in REGION_SETS},
+    "regions-tiny": {r: f"{TINY} --schedule static --train-regions {r} --total-steps 25" for r in REGION_SETS},
+    "linear-slow": {name: f"{LINEAR} --lr 0.003 --schedule {name}" for name in SCHEDULES},
+    "linear-sound": {name: f"{LINEAR} --paid-correct 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
+    "zipf": {name: f"{ZIPF} --schedule {name}" for name in SCHEDULES}
+    | {f"track {t}": f"{ZIPF} --schedule static --objective track --target {t}" for t in TARGETS}
+    | {
+        f"{o} {t}": f"{ZIPF} --schedule static --objective {o} --target {t}"
+        for o in SETPOINT_BASELINES
+        for t in TARGETS
+    },
+    "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "clip-higher", "id", "did", "od")}
+    | {f"track {t}": f"{TINY} --schedule static --objective track --target {t}" for t in TARGETS},
+    "words": {name: f"{WORDS} --schedule {name}" for name in ("static", "id", "od")}
+    | {"track id": f"{WORDS} --schedule static --objective track --target id"},
+}
+ONE_SEED = ("words",)  # made only if asked for
+
+
+def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
+    """What a figure or table needs of a run's metrics.jsonl, computed on all its steps, and the thinned curves.
+    `trained`: the regions that were trained. `tracks`: the controller's number is the gain of
+    `clipping.region_gains`."""
+    for line in lines:
+        line.setdefault("correct", line.get("reasons", {}).get("correct", 0.0))
+    n, entropy = len(lines), np.array([line["entropy"] for line in lines])
+    # first order, in logit space: Σ over the trained regions, each with its weight under the gain u, against what
+    # entropy did
+    sign = {"E1": -1, "E2": 1, "E3": 1, "E4": -1}
+    predicted = [
+        sum(
+            change * (1 + sign[region] * (line["controller"] if tracks else 0.0))
+            for region, change in line["predicted_entropy_change"].items()
+            if region in trained
+        )
+        for line in lines
+    ]
+    measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
+    error = {t: (entropy - [Target(t, n)(k, entropy[0]) for k in range(n)]) / entropy[0] for t in TARGETS}
+    pairs = np.array([predicted[: len(measured)], measured])
+    edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)
+    last = lines[-max(1, n // 20) :]
+
+    def thin(values) -> list[float]:
+        return [float(f"{np.mean(values[a:b]):.4g}") for a, b in zip(edges, edges[1:])]
+
+    return {
+        "steps": n,
+        "h_init": entropy[0],
+        "tracking": {t: float(np.abs(e).mean()) for t, e in error.items()},
+        "tracking_10": {
+            t: float(np.abs(np.convolve(e, np.full(10, 0.1), "valid")).mean()) for t, e in error.items()
+        },  # of means of 10 steps
+        "final": {
+            key: float(np.mean([line[key] for line in last]))
+            for key in ("entropy", "correct", "pass@8", "pass@32")
+            if key in lines[0]
+        },
+        "correct_mean": float(np.mean([line["correct"] for line in lines])),
+        "prediction": {
+            "correlation": float(np.corrcoef(pairs)[0, 1]),
+            "same_sign": float(np.mean(np.prod(pairs, 0) > 0)),
+        },
+        "curves": {"step": thin(np.arange(n))}
+        | {c: thin([line[c] for line in lines]) for c in CURVES if lines[0].get(c) is not None},
+    }
+
+
+def measure_model(experiment: str, model: Path, out: Path) -> dict:
+    """{"correct", "pass@8", "pass@32"}, of 32 samples at temperature 1 for each prompt of the zipf task or each
+    held-out problem of the tiny one."""
+    if experiment == "zipf":
+        done = python(["study.zipf", "--measure", str(model)])
+        return json.loads(done.splitlines()[-1])
+    python(
+        [
+            "evaluate.py",
+            "--model",
+            str(model),
+            "--benchmarks",
+            "tiny",
+            "--sampler",
+            "transformers",
+            "--samples",
+            "32",
+            "--temperature",
+            "1",
+            "--top-p",
+            "1",
+            "--top-k",
+            "0",
+            "--output",
+            str(out),
+        ]
+    )
+    (benchmarks,) = json.loads((out / "results.json").read_text())["models"].values()
+    mean = {metric: values[0] for metric, values in benchmarks["tiny"]["metrics"].items()}
+    return {"correct": mean["avg"], "pass@8": mean["pass@8"], "pass@32": mean["pass@32"]}
+
+
+def python(argv: list[str]) -> str:
+    """Runs this Python with one thread, returns what it printed. Raises RuntimeError with the end of its output if it
+    fails."""
+    done = subprocess.run(
+        [sys.executable, *([] if argv[0].endswith(".py") else ["-m"]), *argv],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        raise RuntimeError(f"{shlex.join(argv)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+class Study:
+    """The runs of all experiments and the lines they leave in `results`."""
+
+    def __init__(self, results: Path, runs: Path, seeds: int, quick: bool):
+        self.results, self.runs, self.seeds, self.quick, self.lock = results, runs, seeds, quick, threading.Lock()
+
+    def path(self, experiment: str) -> Path:
+        return self.results / f"{experiment}.jsonl"
+
+    def missing(self, experiments: list[str]) -> list[tuple[str, str, int]]:
+        """(experiment, label, seed), all of one seed before the next, so that what is there at any time is a whole
+        study of fewer seeds."""
+        found = {
+            e: {(line["command"], line["seed"]) for line in read_lines(self.path(e))}
+            if self.path(e).exists()
+            else set()
+            for e in experiments
+        }
+        return [
+            (e, label, seed)
+            for seed in range(self.seeds)
+            for e in experiments
+            if seed == 0 or e not in ONE_SEED
+            for label in EXPERIMENTS[e]
+            if (self.command(e, label), seed) not in found[e]
+        ]
+
+    def command(self, experiment: str, label: str) -> str:
+        command = EXPERIMENTS[experiment][label]
+        return f"{command} --total-steps {100 if 'study.softmax' in command else 10}" if self.quick else command
+
+    def run(self, experiment: str, label: str, seed: int) -> None:
+        command, out = self.command(experiment, label), self.runs / experiment / f"{label.replace(' ', '-')}-seed{seed}"
+        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
+        python([*shlex.split(command), "--seed", str(seed), "--output", str(out)])
+        trained = label if "regions" in experiment else ",".join(REGIONS)
+        line = {"label": label, "seed": seed, "command": command} | summarize(
+            read_lines(out / "metrics.jsonl"), trained, "--objective track" in command
+        )
+        if experiment in ("zipf", "tiny"):
+            line["final"] |= measure_model(experiment, out / "model", out / "evaluation")
+        with self.lock, open(self.path(experiment), "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def run_all(self, experiments: list[str], jobs: int) -> None:
+        """A run that fails is reported at the end; the others go on."""
+        self.results.mkdir(parents=True, exist_ok=True)
+        todo, failed = self.missing(experiments), []
+        for task in ("zipf", "words"):
+            if (
+                any(f"runs/{task}-task" in EXPERIMENTS[e][label] for e, label, _ in todo)
+                and not Path(f"runs/{task}-task/data.jsonl").exists()
+            ):
+                python([f"study.{task}", "--output", f"runs/{task}-task"])
+        with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
+            try:
+                for future in as_completed([pool.submit(self.run, *run) for run in todo]):
+                    bar.update()
+                    if error := future.exception():
+                        failed.append(error)
+                        bar.write(str(error))
+            except KeyboardInterrupt:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+        if failed:
+            sys.exit(f"reproduce: {len(failed)} of {len(todo)} runs failed; the same command makes them again")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--only",
+        default=",".join(e for e in EXPERIMENTS if e not in ONE_SEED),
+        help="experiments; default: %(default)s; there is also words",
+    )
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one core each")
+    parser.add_argument("--quick", action="store_true", help="one seed and short runs, to see that it works")
+    parser.add_argument(
+        "--draw", action="store_true", help="no runs: figures and tables from the results that are there"
+    )
+    args = parser.parse_args(argv)
+    experiments = args.only.split(",")
+    if unknown := sorted(set(experiments) - set(EXPERIMENTS)):
+        parser.exit(
+            2,
+            f"reproduce: error: --only: unknown experiment {', '.join(unknown)}: choose of {', '.join(EXPERIMENTS)}\n",
+        )
+    results, runs = (
+        (Path("runs/quick/results"), Path("runs/quick")) if args.quick else (RESULTS, Path("runs/reproduce"))
+    )
+    if not args.draw:
+        Study(results, runs, 1 if args.quick else args.seeds, args.quick).run_all(experiments, args.jobs)
+    figures.draw(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,258 @@
+"""GRPO on a softmax policy without a transformer: what each schedule does to entropy, in a quarter of a minute on one
+core.
+
+    python -m study.softmax --policy tabular --schedule id                       # the rewards are coin flips
+    python -m study.softmax --policy linear --schedule id                        # real rewards, which are noisily paid
+    python -m study.softmax --policy linear --objective track --target did       # entropy on a given curve
+    python plots.py runs/linear-id-seed0 runs/linear-static-seed0
+
+A *context* is a state (the prompt) and a position in the response. What is sampled at one position does not change the
+context of the next one. So entropy and the share of correct responses are computed over all contexts, without sampling.
+The method is the trainer's own: advantages, surrogate, regions, schedules, controllers, and the keys of metrics.jsonl.
+
+    tabular   The logits [contexts, V] are the parameters, so no context learns from another. The rewards are random, so
+              nothing but noise and clipping moves entropy.
+    linear    logits = features[context] @ W + bias, so every token moves all contexts. A response is correct if each of
+              its checked tokens is one of the many right ones of its context.
+
+Thresholds show in entropy where many tokens saturate at them. That takes several updates on a batch, many samples of
+one context, and rare tokens.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+
+from clipping import clipped_surrogate, region_masks
+from config import REGIONS
+from controllers import CONTROLLERS, TARGETS, Target, Track
+from grpo import group_advantages
+from logprobs import token_stats
+from metrics import region_metrics
+from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
+from schedules import SCHEDULES, make_schedule
+
+
+def opt(default, help: str, **kwargs):
+    return field(default=default, metadata={"help": help, **kwargs})
+
+
+@dataclass
+class Settings:
+    policy: str = opt("tabular", "which policy; the defaults below are its own", choices=["tabular", "linear"])
+    schedule: str = opt("static", "of the thresholds", choices=SCHEDULES)
+    seed: int = opt(0, "of policy, task and samples; runs of one seed differ in nothing but the schedule")
+    total_steps: int = opt(600, "T, rollout batches")
+    phase_share: float = opt(0.5, "the first phase's share of T, in id and did")
+    od_ratio: float = opt(0.2, "od turns entropy up at this multiple of its first value")
+    target: str = opt(
+        "flat",
+        f"of {', '.join(CONTROLLERS)}: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy",
+    )
+    track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
+    track_ki: float = opt(0.2, "track: the same for the error summed over steps")
+    objective: str = opt("grpo", "what is optimised, see objectives.py", choices=LOSSES)
+    entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
+    train_regions: str = opt("E1,E2,E3,E4", "train the tokens of these regions only")
+    states: int = opt(64, "different prompts")
+    positions: int = opt(2, "tokens in a response")
+    vocab: int = opt(64, "V, size of the vocabulary")
+    features: int = opt(256, "features of a context (linear)")
+    zipf: float = opt(0.0, "exponent of the token frequencies that the policy starts from")
+    spread: float = opt(2.5, "standard deviation of its logits about them")
+    right: float = opt(0.5, "share of tokens that are right at a checked position")
+    checked: int = opt(1, "positions, from the first on, whose tokens must all be right")
+    paid_correct: float = opt(0.5, "chance that a correct response gets reward 1")
+    paid_wrong: float = opt(0.5, "and that a wrong one does; equal chances: coin flips")
+    prompts: int = opt(64, "prompts in a rollout batch")
+    group_size: int = opt(8, "G, responses to each prompt")
+    updates: int = opt(16, "optimizer steps on a rollout batch, each on all of it")
+    lr: float = opt(0.02, "Adam's")
+    output: str = opt("", "directory for metrics.jsonl; default: runs/POLICY-SCHEDULE-seedN")
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.train_regions.split(",")) - set(REGIONS)):
+            raise ValueError(f"--train-regions: unknown region {', '.join(unknown)}: give some of {','.join(REGIONS)}")
+        if self.prompts > self.states or self.checked > self.positions:
+            raise ValueError("--prompts must not exceed --states, nor --checked --positions")
+        self.make_schedule(), self.make_controller()
+
+    def make_schedule(self):
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, None, self.od_ratio)
+
+    def make_controller(self):
+        """The controller of the objective, or None where it has none."""
+        target = Target(self.target, self.total_steps)
+        if self.objective == "track":
+            return Track(target, self.track_kp, self.track_ki)
+        return CONTROLLERS[self.objective](target) if self.objective in CONTROLLERS else None
+
+
+PRESETS = {
+    "tabular": {},
+    "linear": dict(
+        states=512,
+        positions=4,
+        vocab=128,
+        zipf=2.5,
+        spread=1.0,
+        checked=4,
+        paid_correct=0.75,
+        paid_wrong=0.25,
+        prompts=16,
+        group_size=32,
+        lr=0.01,
+    ),
+}
+
+
+class SoftmaxPolicy(torch.nn.Module):
+    """Contexts [...] int64 -> logits [..., V]; `right` [contexts, V] bool. All drawn from the global generator."""
+
+    def __init__(self, cfg: Settings):
+        super().__init__()
+        contexts = cfg.states * cfg.positions
+        bias = -cfg.zipf * torch.arange(1, cfg.vocab + 1).log()
+        if cfg.policy == "tabular":
+            self.features = None
+            self.weight = torch.nn.Parameter(bias + cfg.spread * torch.randn(contexts, cfg.vocab))
+            scores = torch.randn(contexts, cfg.vocab)
+        else:
+            self.features = torch.randn(contexts, cfg.features) / cfg.features**0.5
+            self.weight = torch.nn.Parameter(cfg.spread * torch.randn(cfg.features, cfg.vocab))
+            self.bias = torch.nn.Parameter(bias)
+            scores = self.features @ torch.randn(cfg.features, cfg.vocab)  # learnable by a linear policy
+        self.right = scores >= scores.quantile(1 - cfg.right, dim=-1, keepdim=True)
+
+    def forward(self, contexts: torch.Tensor) -> torch.Tensor:
+        return self.weight[contexts] if self.features is None else self.features[contexts] @ self.weight + self.bias
+
+
+@torch.no_grad()
+def exact(policy: SoftmaxPolicy, cfg: Settings) -> tuple[torch.Tensor, torch.Tensor]:
+    """(H [states, positions] in nats, chance of a correct response [states]): expectations, no samples."""
+    logp = policy(torch.arange(cfg.states * cfg.positions)).log_softmax(-1).view(cfg.states, cfg.positions, -1)
+    p_correct = (logp.exp() * policy.right.view_as(logp)).sum(-1)
+    return -(logp.exp() * logp).sum(-1), p_correct[:, : cfg.checked].prod(1).double()
+
+
+def run(cfg: Settings):
+    """Trains; yields each step's line of metrics.jsonl.
+
+    Beside the trainer's keys a line has `correct`, the chance of a correct response, and `pass@k`, that of a correct
+    one among k, both exact over all states; `clip_frac_high_E2`, the part of clip_frac_high that is in E2; and
+    `entropy_change`, measured on this step's contexts. Shapes: P prompts, G responses to each, L positions, V tokens, N
+    = P · G · L."""
+    torch.manual_seed(cfg.seed)
+    policy = SoftmaxPolicy(cfg)
+    optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
+    schedule, controller = cfg.make_schedule(), cfg.make_controller()
+    trained = [REGIONS.index(name) for name in cfg.train_regions.split(",")]
+    state_entropy, p_correct = exact(policy, cfg)
+    for step in range(cfg.total_steps):
+        before, p_before = state_entropy, p_correct
+        states = torch.randperm(cfg.states)[: cfg.prompts]
+        contexts = states[:, None] * cfg.positions + torch.arange(cfg.positions)  # [P, L]
+        with torch.no_grad():
+            logits = policy(contexts)  # [P, L, V]
+            tokens = torch.multinomial(logits.softmax(-1).flatten(0, 1), cfg.group_size, replacement=True)
+            tokens = tokens.view(*contexts.shape, -1).mT.contiguous()  # [P, G, L]
+            right = policy.right[contexts][:, None].expand(*tokens.shape, -1)  # [P, G, L, V]
+            correct = right.gather(-1, tokens[..., None])[..., : cfg.checked, 0].all(-1)  # [P, G]
+            rewards = (torch.rand(correct.shape) < torch.where(correct, cfg.paid_correct, cfg.paid_wrong)).float()
+            advantages = group_advantages(rewards.flatten(), cfg.group_size).repeat_interleave(cfg.positions)  # [N]
+            rows = logits[:, None].expand(*tokens.shape, -1).reshape(-1, cfg.vocab)  # [N, V]
+            old = token_stats(rows, tokens.flatten(), chunk=len(rows))
+            regions = region_masks(old.logp, old.entropy, advantages)  # [4, N]
+
+        entropy = before.double().mean().item()
+        upper, lower = schedule(step, entropy)
+        number = controller(step, entropy) if controller else cfg.entropy_coef
+        everything = torch.ones_like(regions[0])
+        generator = torch.default_generator
+        weights, coef = prepare_objective(cfg.objective, old, advantages, everything, number, generator)
+        mask = everything if cfg.train_regions == Settings.train_regions else regions[trained].any(0)
+        clip_high = clip_low = clip_high_e2 = 0
+        for _ in range(cfg.updates):
+            log_p = policy(contexts).log_softmax(-1)  # [P, L, V]
+            logp = log_p.gather(-1, tokens.mT).mT.flatten()  # [N]
+            entropy_now = None
+            if cfg.objective in NEEDS_ENTROPY:
+                entropy_now = -(log_p.exp() * log_p).sum(-1)[:, None].expand(tokens.shape).flatten()
+            counts = mask & (weights != 0)
+            loss, sums = token_loss(cfg.objective, old.logp, logp, advantages, counts, upper, lower, coef, entropy_now)
+            optimizer.zero_grad()
+            ((loss * weights).sum() / tokens.numel()).backward()
+            optimizer.step()
+            _, e2_sums = clipped_surrogate(old.logp, logp.detach(), advantages, mask & regions[1], upper, lower)
+            clip_high, clip_low = clip_high + sums["clip_high"], clip_low + sums["clip_low"]
+            clip_high_e2 = clip_high_e2 + e2_sums["clip_high"]
+
+        state_entropy, p_correct = exact(policy, cfg)
+        seen = cfg.updates * tokens.numel()
+        yield {
+            "step": step,
+            "entropy": entropy,
+            "reward": rewards.mean().item(),
+            "correct": p_before.mean().item(),
+            **{f"pass@{k}": (1 - (1 - p_before) ** k).mean().item() for k in (8, 32)},
+            "clip_frac_high": float(clip_high / seen),
+            "clip_frac_low": float(clip_low / seen),
+            "clip_frac_high_E2": float(clip_high_e2 / seen),
+            "upper": upper,
+            "lower": lower,
+            "schedule_state": schedule.state_dict(),
+            "target": controller.target(step, controller.h_init) if controller else None,
+            "controller": number if controller else None,
+            **region_metrics(old, advantages),
+            "entropy_change": (state_entropy - before)[states].double().mean().item(),
+        }
+
+
+def parse(argv: list[str] | None = None) -> Settings:
+    """The run's settings from the command line, with the policy's own defaults. A bad flag exits with code 2 and says
+    which."""
+    parser = argparse.ArgumentParser(
+        prog="softmax.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    early.add_argument("--policy", default="tabular")
+    preset = PRESETS.get(early.parse_known_args(argv)[0].policy, {})
+    for f in fields(Settings):
+        flag, default = "--" + f.name.replace("_", "-"), preset.get(f.name, f.default)
+        parser.add_argument(
+            flag,
+            type=f.type,
+            default=default,
+            help=f"{f.metadata['help']} ({default})",
+            choices=f.metadata.get("choices"),
+        )
+    try:
+        cfg = Settings(**vars(parser.parse_args(argv)))
+    except ValueError as error:
+        parser.exit(2, f"softmax.py: error: {error}\n")
+    name = cfg.schedule if cfg.objective == "grpo" else cfg.objective
+    cfg.output = cfg.output or f"runs/{cfg.policy}-{name}-seed{cfg.seed}"
+    return cfg
+
+
+def main(argv: list[str] | None = None) -> None:
+    cfg = parse(argv)
+    torch.set_num_threads(1)  # the tensors are small: more threads are slower
+    out = Path(cfg.output)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(cfg), indent=2) + "\n")
+    with open(out / "metrics.jsonl", "w") as file:
+        for line in run(cfg):
+            file.write(json.dumps(line) + "\n")
+    print(
+        f"{out}: after {cfg.total_steps} steps entropy {line['entropy']:.3f} nats, "
+        f"reward {line['reward']:.3f}, correct {line['correct']:.3f}"
+    )
+
+
+if __name__ == "__main__":
+    main()

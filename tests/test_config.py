@@ -1,0 +1,89 @@
+"""The command line: presets, and errors that are one line: pytest tests/test_config.py"""
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from config import Config, parse_config
+
+FLAGS = sorted(Config.__dataclass_fields__)
+VALUES = st.one_of(
+    st.sampled_from(
+        [
+            "",
+            "-1",
+            "0",
+            "1",
+            "nan",
+            "inf",
+            "-inf",
+            "1e400",
+            "id",
+            "od",
+            "auto",
+            "tiny",
+            "none",
+            "E1",
+            "E9,",
+            "true",
+            "--seed",
+            "\x00",
+            "é",
+            "[1]",
+        ]
+    ),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.text(max_size=8),
+)
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    flags=st.lists(st.tuples(st.sampled_from([*FLAGS, "learning_rate", "top_p", ""]), VALUES), min_size=1, max_size=4)
+)
+def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
+    argv = ["--preset", "tiny", *(part for name, value in flags for part in (f"--{name}", value))]
+    try:
+        cfg = parse_config(argv)
+    except SystemExit as stop:
+        out, err = capsys.readouterr()
+        assert stop.code == (0 if "usage" in out else 2)
+        if stop.code == 2:
+            message = err[err.index("error: ") :].rstrip("\n")
+            assert "\n" not in message and len(message) < 500
+    else:
+        assert cfg.group_size >= 2 and cfg.total_steps >= 1 and 0 < cfg.phase_share < 1 and 0 < cfg.lr < float("inf")
+        cfg.to_json()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--mini-batches", "1", "--epochs", "1"], "every schedule does nothing"),
+        (["--schedule", "oscillate"], "invalid choice: 'oscillate'"),
+        (["--train-regions", "E2,E5"], "unknown region E5"),
+        (["--group-size", "1"], "--group-size must be at least 2"),
+        (["--phase-share", "1.0"], "phase_share"),
+        (["--mini-batches", "7"], "--mini-batches 7 must divide"),
+        (["--micro-batch-tokens", "10"], "--micro-batch-tokens 10"),
+        (["--lr", "nan"], "--lr must be a positive number"),
+        (["--learning-rate", "1"], "--learning-rate"),
+        (["--top-p", "0.9"], "samples from a part of it would give every token a wrong ratio"),
+        (["--overlong-buffer", "100"], "--overlong-buffer 100 is more than --max-response-tokens 48"),
+        (["--vllm-gpu-memory", "1"], "--vllm-gpu-memory must lie between 0 and 1"),
+        (["--objective", "kl-cov", "--schedule", "id"], "--objective kl-cov does not use the thresholds"),
+        (["--objective", "track", "--target", "0:1,0.5"], "target: '0.5' is neither"),
+        (["--weight-decay", "nan"], "--weight-decay must be"),
+    ],
+)
+def test_a_bad_flag_is_one_line_that_names_it(flags, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--preset", "tiny", *flags])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_flags_override_the_preset():
+    cfg = parse_config(["--preset", "paper", "--lr", "5e-6", "--group_size", "16"])
+    assert (cfg.lr, cfg.group_size, cfg.total_steps, cfg.model) == (5e-6, 16, 400, "Qwen/Qwen2.5-7B")

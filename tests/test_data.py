@@ -1,0 +1,324 @@
+"""Data sets and prompts, on small local files in each data set's shape: pytest test_data.py"""
+
+import csv
+import json
+import tempfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import data
+import rewards
+import tiny
+from data import BOXED, batch_indices, encode_problems, encode_prompt, load_benchmark, load_problems
+
+PREFIX = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
+    "(without quotes) where $Answer is the answer to the problem.\n\n"
+)
+SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """`datasets` copies what it reads; no test may see another's copy, nor wait for a hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    datasets.disable_progress_bars()
+
+
+def write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    elif path.suffix == ".csv":
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader(), writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        path.write_text(json.dumps(rows))
+    return str(path)
+
+
+def dapo_row(question, answer, index=0):
+    return {
+        "data_source": "math_dapo", "prompt": [{"content": PREFIX + question + SUFFIX, "role": "user"}], "ability": "MATH",
+        "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"}, "extra_info": {"index": str(index)},
+    }  # fmt: skip
+
+
+def processed_row(question, answer):
+    row = dapo_row(question, answer)
+    return row | {"prompt": question, "solution": answer, "source_prompt": row["prompt"]}
+
+
+def pairs(problems):
+    return [(row["problem"], row["answer"]) for row in problems]
+
+
+# ------------------------------------------------------------------------------------------------------------------ training sets
+
+
+def test_dapo_is_unwrapped_and_deduplicated(tmp_path, capsys):
+    rows = [dapo_row("How many?\n\nGive n.", "34"), dapo_row("And $x$?", "-2", 1)] * 100
+    assert pairs(load_problems(write(tmp_path / "dapo.parquet", rows))) == [
+        ("How many?\n\nGive n.", "34"),
+        ("And $x$?", "-2"),
+    ]
+    assert "2 problems from 200 rows: 198 repeats, and 0 problems left out" in capsys.readouterr().out
+
+
+def test_processed_keeps_the_wrapper_here_and_there(tmp_path, capsys):
+    rows = [
+        processed_row("a", "1"), processed_row(PREFIX + "b" + SUFFIX, "2"), processed_row(PREFIX + PREFIX + "c" + SUFFIX + SUFFIX, "3"),
+        processed_row("d" + SUFFIX, "4"), processed_row("a", "1"), processed_row("e", "5"), processed_row(PREFIX + "e", "6"),
+        processed_row("f", "007"), processed_row("f", "7.0"),
+    ]  # fmt: skip
+    file = write(tmp_path / "en.parquet", rows)
+    assert pairs(load_problems(file)) == [
+        ("a", "1"),
+        ("b", "2"),
+        ("c", "3"),
+        ("d", "4"),
+        ("f", "7"),
+    ]  # "e" has two answers
+    assert "5 problems from 9 rows: 3 repeats, and 1 problems left out" in capsys.readouterr().out
+
+
+def test_only_the_whole_wrapper_is_stripped(tmp_path):
+    question = 'A. Remember to put your answer on its own line after "Answer:". B'
+    assert pairs(load_problems(write(tmp_path / "f.jsonl", [{"problem": question, "answer": "1"}]))) == [
+        (question, "1")
+    ]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "json", "parquet", "csv"])
+@pytest.mark.parametrize(
+    "columns", [("problem", "answer"), ("question", "answer"), ("prompt", "solution"), ("question", "final_answer")]
+)
+def test_formats_and_column_names(tmp_path, ending, columns):
+    rows = [
+        dict(zip(columns, row)) | {"level": 3} for row in [("1+1?", "2"), ('x, "y"\nand z?', "1,000"), ("q", "025")]
+    ]
+    loaded = load_problems(write(tmp_path / f"file.{ending}", rows))
+    assert pairs(loaded) == [("1+1?", "2"), ('x, "y"\nand z?', "1000"), ("q", "25")]
+    assert loaded[0].keys() == {"problem", "answer"}
+
+
+def test_hub_ids_and_configs_by_a_local_copy(tmp_path, monkeypatch):
+    """A directory laid out like the hub's repository, under the hub's own relative name."""
+    repository = tmp_path / "open-r1" / "DAPO-Math-17k-Processed"
+    write(repository / "en" / "train.parquet", [processed_row("english", "1")])
+    write(repository / "cn" / "train.parquet", [processed_row("chinese", "2")])
+    configs = "".join(
+        f"- config_name: {c}\n  data_files:\n  - split: train\n    path: {c}/*.parquet\n" for c in ("cn", "en")
+    )
+    (repository / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    monkeypatch.chdir(tmp_path)
+    assert pairs(load_problems("open-r1/DAPO-Math-17k-Processed")) == [("english", "1")]
+    assert pairs(load_problems("open-r1/DAPO-Math-17k-Processed:cn")) == [("chinese", "2")]
+    with pytest.raises(ValueError, match=r"can't be loaded \(BuilderConfig 'fr' not found.*'cn', 'en'"):
+        load_problems("open-r1/DAPO-Math-17k-Processed:fr")
+
+
+def test_tiny_splits_share_nothing():
+    train, held_out = pairs(load_problems("tiny")), pairs(load_benchmark("tiny"))
+    assert (len(set(train)), len(set(held_out))) == (len(train), len(held_out)) == (569, 160)
+    assert not {tuple(sorted(p)) for p, _ in train} & {tuple(sorted(p)) for p, _ in held_out}
+
+
+# ----------------------------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("name, text, message", [
+    ("none.jsonl", None, "none.jsonl' can't be loaded .*give a hub id that can be reached, or a local file"),
+    ("nobody/nothing", None, "'nobody/nothing' can't be loaded .*give a hub id that can be reached, or a local file"),
+    ("empty.jsonl", "", r"can't be loaded \(it has no rows\)"),
+    ("header.csv", "problem,answer\n", "can't be loaded .*no data"),
+    ("broken.jsonl", '{"problem": "x", \n', "can't be loaded"),
+    ("columns.jsonl", '{"text": "x", "gold": "1"}\n', "has the columns text, gold: it needs one of problem, question, prompt, and one of answer"),
+    ("half.csv", "problem,label\nx,1\n", "has the columns problem, label: it needs"),
+    ("gold.csv", "problem,answer\nx,1\ny,\n,3\n", r"2 rows can't be used; row 2: gold None .*; row 3: the problem is empty"),
+    ("prose.csv", "problem,solution\nx,so x is 5\n", "1 rows can't be used; row 1: gold None"),
+    ("conflict.csv", "problem,answer\nx,1\nx,2\n", "no problem is left"),
+])  # fmt: skip
+def test_bad_sources_are_refused(tmp_path, monkeypatch, name, text, message):
+    monkeypatch.chdir(tmp_path)
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_problems(name)
+    assert "\n" not in str(caught.value)
+
+
+CELLS = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["7", "\\\\frac12", "#### 3", "\\\\boxed{"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(st.sampled_from(["role", "content", "ground_truth"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+ROWS = st.dictionaries(
+    st.sampled_from(["problem", "prompt", "answer", "solution", "reward_model", "x"]), CELLS, max_size=3
+)
+FILES = st.lists(ROWS, max_size=3).map(
+    lambda rows: "".join(json.dumps(row) + "\n" for row in rows).encode()
+) | st.binary(max_size=60)
+
+
+@settings(deadline=None, max_examples=60)
+@given(FILES, st.sampled_from(["jsonl", "json", "csv", "parquet"]))
+def test_whatever_is_in_a_file_it_is_problems_or_one_line(content, ending):
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory, f"data.{ending}")
+        path.write_bytes(content)
+        try:
+            problems = load_problems(str(path))
+        except ValueError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert all(problem["problem"] and rewards.check_gold(problem["answer"]) for problem in problems)
+
+
+def test_an_unknown_benchmark_is_refused():
+    with pytest.raises(ValueError, match="no benchmark 'aime23': give aime24, .*, tiny, or NAME=PATH"):
+        load_benchmark("aime23")
+
+
+# --------------------------------------------------------------------------------------------------------------------- benchmarks
+
+BENCHMARK_ROWS = {  # name: (rows in the shape of the hub's, what they become)
+    "aime24": ([{"id": 60, "problem": "p", "solution": "thus \\boxed{25}", "answer": "025", "url": "u", "year": "2024"}], ["25"]),
+    "aime24-math-ai": ([{"id": "1", "problem": "p", "solution": "\\boxed{7}? No, $\\boxed{\\textbf{(B)}}$ is \\boxed{073}.", "url": "u"}], ["73"]),
+    "aime25": ([{"problem": "p", "answer": "70", "id": "0"}], ["70"]),
+    "amc23": ([{"id": "0", "answer": "27.0", "question": "p", "url": "u"}, {"id": "1", "answer": "-1.5", "question": "q", "url": "u"}], ["27", "-1.5"]),
+    "amc83": ([{"id": 0, "problem": "p", "answer": 142.0, "url": "u"}], ["142"]),
+    "math500": ([{"problem": "p", "solution": "\\boxed{0}", "answer": r"\left( 3, \frac{\pi}{2} \right)", "subject": "s", "level": 2,
+                  "unique_id": "i"}], [r"\left( 3, \frac{\pi}{2} \right)"]),
+    "gsm8k": ([{"question": "p", "answer": "5 * 2 = <<5*2=10>>10\n#### 1,450"}], ["1450"]),
+    "olympiad": ([{"question": "p", "final_answer": ["2,5"]}, {"question": "q", "final_answer": ["$\\frac{1}{2}$", "3"]}],
+                 ["2,5", r"\frac{1}{2}, 3"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BENCHMARK_ROWS)
+def test_benchmarks_from_local_files(tmp_path, name):
+    rows, golds = BENCHMARK_ROWS[name]
+    loaded = load_benchmark(f"{name}={write(tmp_path / 'test.parquet', rows)}")
+    assert pairs(loaded) == list(zip(["p", "q"], golds))
+
+
+def test_benchmark_ids_splits_and_configs(tmp_path, monkeypatch):
+    """Every benchmark by its name alone, from directories that stand in for the hub."""
+    monkeypatch.chdir(tmp_path)
+    for name, (hub_id, config, split) in data.BENCHMARKS.items():
+        write(tmp_path / hub_id / (config or "") / f"{split}.parquet", BENCHMARK_ROWS[name][0])
+        if config:
+            front = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {config}/*\n---\n"
+            (tmp_path / hub_id / "README.md").write_text(front)
+        assert [answer for _, answer in pairs(load_benchmark(name))] == BENCHMARK_ROWS[name][1], name
+
+
+def test_questions_without_a_usable_gold_are_left_out_and_counted(tmp_path, capsys):
+    rows = [{"problem": "p", "answer": "1"}, {"problem": "p", "answer": "1"}, {"problem": "q", "answer": "x" * 600}]
+    file = write(tmp_path / "b.jsonl", rows)
+    assert pairs(load_benchmark(f"mine={file}")) == [("p", "1"), ("p", "1")]  # a benchmark's repeats stay
+    assert "mine: 1 of 3 questions left out; row 3: gold" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="mine: no question can be used; row 1: gold"):
+        load_benchmark(f"mine={write(tmp_path / 'c.jsonl', rows[2:])}")
+
+
+# ------------------------------------------------------------------------------------------------------------------------ prompts
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = (
+    "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML
+)
+
+
+def rendered(template, problem="What is $1+1$?"):
+    tokenizer = tiny.make_tokenizer()  # one token per byte
+    tokenizer.chat_template = template
+    ids = encode_prompt(tokenizer, problem)
+    assert all(type(i) is int for i in ids)
+    return tokenizer.decode(ids)
+
+
+def test_prompt_with_a_chat_template():
+    assert rendered(CHATML) == (
+        f"<|im_start|>system\n{BOXED}<|im_end|>\n<|im_start|>user\nWhat is $1+1$?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_prompt_with_a_template_that_refuses_a_system_message():
+    assert rendered(NO_SYSTEM) == f"<|im_start|>user\nWhat is $1+1$?\n\n{BOXED}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def test_prompt_without_a_template():
+    assert rendered(None) == f"What is $1+1$?\n{BOXED}\n"
+
+
+def test_prompts_of_the_tiny_task():
+    assert rendered(tiny.make_tokenizer().chat_template, "7+2+9=?") == "7+2+9=?"
+
+
+def test_too_long_prompts_are_dropped_and_counted():
+    problems = [{"problem": "1" * n, "answer": str(n)} for n in (5, 9, 6, 7)]
+    kept, dropped = encode_problems(problems, tiny.make_tokenizer(), max_prompt_tokens=6)
+    assert (pairs(kept), dropped) == ([("11111", "5"), ("111111", "6")], 2)
+    assert [len(problem["prompt_ids"]) for problem in kept] == [5, 6]
+    with pytest.raises(ValueError, match="none of 4 prompts has at most 4 tokens: raise --max-prompt-tokens"):
+        encode_problems(problems, tiny.make_tokenizer(), max_prompt_tokens=4)
+
+
+# -------------------------------------------------------------------------------------------------------------------------- order
+
+sizes = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(-5, 2**33))
+def test_every_epoch_takes_every_problem_once(size, seed):
+    n, batch_size = size
+    batches = [batch_indices(n, batch_size, step, seed) for step in range(3 * n)]
+    assert all(len(set(batch)) == batch_size for batch in batches)  # no problem twice in a batch
+    stream = [index for batch in batches for index in batch]
+    for start in range(0, len(stream) - n + 1, n):
+        assert sorted(stream[start : start + n]) == list(range(n))
+
+
+def test_order_is_a_function_of_seed_and_step():
+    assert batch_indices(1000, 8, 500, 0) == batch_indices(1000, 8, 500, 0)
+    assert batch_indices(1000, 1000, 0, 0) != batch_indices(1000, 1000, 0, 1)
+    assert batch_indices(1000, 1000, 0, 0) != batch_indices(1000, 1000, 1, 0)  # the next epoch is shuffled anew
+
+
+def test_epochs_are_shuffled_evenly():
+    """Each of 6 problems comes first in the second epoch, inside a batch that straddles the border, 1/6 of the time."""
+    counts = [0] * 6
+    for seed in range(3000):
+        counts[batch_indices(6, 4, 1, seed)[2]] += 1
+    assert all(abs(count - 500) < 5 * (3000 * 1 / 6 * 5 / 6) ** 0.5 for count in counts)  # 5 standard deviations
+
+
+def test_a_batch_larger_than_the_data_is_refused():
+    with pytest.raises(ValueError, match="a batch of 5 needs at least that many problems, there are 4"):
+        batch_indices(4, 5, 0, 0)

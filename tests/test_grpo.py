@@ -1,0 +1,350 @@
+"""The training loop, on real FSDP2 ranks: pytest tests/test_grpo.py (about two minutes)"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import HERE, tiny_config, torchrun
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+import tiny
+from distributed import seed_of
+from grpo import Batch, group_advantages, update
+from rollout import Rollouts
+
+REGIONS = {"E1", "E2", "E3", "E4"}
+
+
+# ----------------------------------------------------------------------------------------------------------- one update
+
+
+def test_group_advantages_by_hand():
+    advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0]), group_size=4)
+    # mean 1/4, unbiased std sqrt((9/16 + 3 · 1/16) / 3) = 1/2
+    torch.testing.assert_close(advantages, torch.tensor([1.5, -0.5, -0.5, -0.5, 0, 0, 0, 0]), atol=1e-5, rtol=0)
+    assert (group_advantages(torch.full((8,), 0.1), 8) == 0).all()  # exactly 0, whatever the mean's rounding
+
+
+def fixed_batch():
+    """A rollout batch of 16 rows (4 groups of 4), made up, with old log-probabilities a little off the model's own."""
+    torch.manual_seed(0)
+    prompts = [torch.randint(5, 90, (3 + i // 4,), dtype=torch.int32) for i in range(16)]
+    responses = [torch.randint(5, 90, (int(n),), dtype=torch.int32) for n in torch.randint(2, 30, (16,))]
+    rewards = [float(i % 3 == 0) for i in range(16)]
+    old_logp = [-4.5 + 0.3 * torch.randn(len(r)) for r in responses]
+    rewards = torch.tensor(rewards)
+    rollouts = Rollouts(prompts, responses, torch.cat(old_logp), rewards, torch.ones(16, dtype=torch.bool))
+    return rollouts, old_logp, group_advantages(rewards, 4)
+
+
+def fixed_model(tied: bool) -> Qwen2ForCausalLM:
+    torch.manual_seed(0)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=100,
+            hidden_size=64,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=128,
+            tie_word_embeddings=tied,
+            initializer_range=0.1,
+            dtype="float32",
+        )
+    )
+
+
+UPDATE = dict(mini_batches=2, epochs=2, max_prompt_tokens=8, max_response_tokens=32, prompts_per_step=4, group_size=4)
+
+# AdamW at the preset's learning rate; and SGD, since AdamW divides by |g| and so cannot tell a gradient from twice that
+# gradient
+OPTIMIZERS = {
+    "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=3e-4, weight_decay=0.1),
+    "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9),
+}
+
+
+def loss_weights(tied: bool) -> list[torch.Tensor]:
+    """Ones for the tied model: plain GRPO. For the untied one what importance weights and regions may make of them,
+    zeros too."""
+    lengths = fixed_batch()[0].lengths.tolist()
+    generator = torch.Generator().manual_seed(1)
+    return [torch.ones(n) if tied else (3 * torch.rand(n, generator=generator) - 1).clamp(min=0) for n in lengths]
+
+
+def plain_grpo_update(tied: bool, optimizer: str) -> dict[str, torch.Tensor]:
+    """The same update as `update` with the static schedule, written out with nothing of this repository's but its
+    shuffling seed: one row at a time, whole logits, PPO's clip at 0.2 on both sides."""
+    rollouts, old_logp, advantages = fixed_batch()
+    model, weights = fixed_model(tied), loss_weights(tied)
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    for epoch in range(2):
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(seed_of(0, 7, "epoch", epoch)))
+        for mini_batch in order.chunk(2):
+            loss, tokens = 0.0, 0
+            for i in mini_batch.tolist():
+                prompt, response = rollouts.prompts[i].long(), rollouts.responses[i].long()
+                logits = model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
+                logp = logits.log_softmax(-1)[range(len(response)), response]
+                ratio = torch.exp(logp - old_logp[i])
+                surrogate = torch.min(ratio * advantages[i], torch.clamp(ratio, 1 - 0.2, 1 + 0.2) * advantages[i])
+                loss, tokens = loss - (weights[i] * surrogate).sum(), tokens + len(response)
+            optimizer.zero_grad()
+            (loss / tokens).backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+    return model.state_dict()
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_static_is_plain_grpo_for_any_ranks_and_micro_batches(ranks, tmp_path):
+    torchrun(Path(__file__), tmp_path, ranks=ranks)
+    results = torch.load(tmp_path / "results.pt")
+    assert len(results) == 4
+    for (tied, optimizer, _), (weights, report) in results.items():
+        expected = plain_grpo_update(tied, optimizer)
+        before = fixed_model(tied).state_dict()
+        assert all((expected[name] - before[name]).abs().max() > 2e-4 for name in expected)  # the update does something
+        for name in expected:
+            torch.testing.assert_close(weights[name], expected[name], atol=1e-5, rtol=0)
+        assert 0 < report["clip_frac_high"] < 1 and 0 < report["clip_frac_low"] < 1
+
+
+def updates_on_these_ranks(directory: Path) -> None:
+    """Run by torchrun: one `update` of the fixed batch for a tied model with AdamW and an untied one with SGD, in
+    micro-batches of one row and of all rows; rank 0 saves the weights."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    from distributed import end_distributed, init_distributed
+    from policy import build_policy
+
+    init_distributed(5)
+    rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    mesh = init_device_mesh("cpu", (1, world_size), mesh_dim_names=("replicate", "shard"))
+    rollouts, old_logp, advantages = fixed_batch()
+    results = {}
+    for tied in (True, False):
+        model = directory / f"model-{tied}"
+        if rank == 0:
+            fixed_model(tied).save_pretrained(model)
+        torch.distributed.barrier()
+        optimizer = "adamw" if tied else "sgd"
+        for micro_batch_tokens in (40, 10_000):
+            policy = build_policy(model, mesh, temperature=1.0)
+            cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
+            ones, weights = torch.ones(len(rollouts.sampler_logp)), torch.cat(loss_weights(tied))
+            batch = Batch(
+                rollouts, torch.cat(old_logp), rollouts.per_token(advantages), ones.bool(), weights, 0 * ones, ones
+            )
+            optimizer_of = OPTIMIZERS[optimizer](policy.parameters())
+            report = update(policy, optimizer_of, batch, cfg, 7, upper=(0.0, 0.2), lower=(0.0, 0.2))
+            results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors()), report
+    if rank == 0:
+        torch.save(results, directory / "results.pt")
+    end_distributed()
+
+
+# ----------------------------------------------------------------------------------------------------------- whole runs
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """Four steps of the tiny preset on two ranks, with the sampler that every machine has."""
+    directory = tmp_path_factory.mktemp("runs") / "id"
+    done = torchrun(
+        "grpo.py",
+        "--preset",
+        "tiny",
+        "--schedule",
+        "id",
+        "--total-steps",
+        4,
+        "--prompts-per-step",
+        8,
+        "--sampler",
+        "transformers",
+        "--output",
+        directory,
+    )
+    return directory, done
+
+
+def test_a_run_leaves_what_it_promises(short_run):
+    directory, done = short_run
+    assert done.stdout.splitlines()[0].startswith("preset tiny on 2 CPU processes")
+    assert "reward" in done.stdout and str(directory / "curves.png") in done.stdout
+    assert json.loads((directory / "config.json").read_text())["schedule"] == "id"
+    assert (directory / "curves.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 1, 2, 3]
+    for line in lines:
+        assert 0.1 < line["reward"] < 0.9 and 0.1 < line["entropy"] < 1.5 and line["grad_norm"] > 0
+        assert 0 <= line["clip_frac_high"] < 0.2 and 0 <= line["clip_frac_low"] < 0.2
+        for key in ("regions_rule", "regions_exact", "predicted_entropy_change"):
+            assert set(line[key]) == REGIONS
+        assert 0.5 < sum(line["regions_rule"].values()) < 1 + 1e-6  # the rest has no advantage
+        assert (
+            line["predicted_entropy_change"]["E2"] >= 0 >= line["predicted_entropy_change"]["E4"]
+        )  # exact for these two
+        assert set(line["seconds"]) == {"rollout", "reward", "gather", "save", "old_stats", "update", "sync", "step"}
+    assert [line["upper"] for line in lines][:3] == [[-0.25, 0.5], [-0.125, 0.35], [0.0, 0.2]]
+    assert lines[3]["lower"] == pytest.approx([-0.065, 0.25])
+
+
+def test_the_final_model_is_a_hugging_face_model_with_the_trained_weights(short_run):
+    directory, _ = short_run
+    model = AutoModelForCausalLM.from_pretrained(directory / "model")
+    start = AutoModelForCausalLM.from_pretrained(tiny.ensure_model())
+    tokenizer = AutoTokenizer.from_pretrained(directory / "model")
+    assert len(tokenizer(tiny.BOX)["input_ids"]) == 1 and tokenizer.eos_token_id == model.generation_config.eos_token_id
+    changes = [(a - b).abs().max().item() for a, b in zip(model.parameters(), start.parameters())]
+    assert min(changes) > 1e-4
+
+
+def test_the_same_command_gives_the_same_run(short_run, tmp_path):
+    directory, _ = short_run
+    torchrun(
+        "grpo.py",
+        "--preset",
+        "tiny",
+        "--schedule",
+        "id",
+        "--total-steps",
+        4,
+        "--prompts-per-step",
+        8,
+        "--sampler",
+        "transformers",
+        "--output",
+        tmp_path / "again",
+    )
+    for a, b in zip(*(map(json.loads, (d / "metrics.jsonl").open()) for d in (directory, tmp_path / "again"))):
+        del a["seconds"], b["seconds"]
+        assert a == b
+
+
+def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
+    """The paper preset on a random Qwen2.5-shaped model (vocabulary 151,936), a JSONL data set, every sampler that is
+    installed here, truncated responses masked and the region experiment's flag."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=151_936,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=512,
+            tie_word_embeddings=False,
+            dtype="bfloat16",
+        )
+    )
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "math.jsonl").write_text("".join(json.dumps(p) + "\n" for p in tiny.problems(16, seed=0)))
+    torchrun(
+        "grpo.py",
+        "--preset",
+        "paper",
+        "--model",
+        tmp_path / "model",
+        "--data",
+        tmp_path / "math.jsonl",
+        "--total-steps",
+        2,
+        "--prompts-per-step",
+        4,
+        "--group-size",
+        2,
+        "--mini-batches",
+        2,
+        "--max-prompt-tokens",
+        64,
+        "--max-response-tokens",
+        24,
+        "--schedule",
+        "od",
+        "--train-regions",
+        "E2,E3",
+        "--is-correction",
+        "token",
+        "--dynamic-sampling",
+        2,
+        "--overlong-buffer",
+        8,
+        "--output",
+        tmp_path / "run",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert len(lines) == 2 and lines[0]["entropy"] == pytest.approx(11.9, abs=0.2)  # ln 151,936 = 11.93: a random model
+    assert (
+        lines[0]["sampling_attempts"] == 2 and -1 <= lines[0]["overlong_penalty"] < -0.9
+    )  # it never is right, nor stops
+    assert lines[0]["importance_weight"] == pytest.approx(1, abs=1e-3)
+    assert lines[0]["schedule_state"] == {"raising": False, "h_init": lines[0]["entropy"]}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").dtype == torch.bfloat16  # as it came
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--objective", "track", "--target", "0:1,1:0.2"),
+        ("--objective", "adaptive-bonus", "--target", "0:2,1:2"),
+        ("--objective", "clip-cov", "--schedule", "od"),
+    ],
+    ids=["track", "adaptive-bonus", "clip-cov"],
+)
+def test_other_ways_to_steer_entropy(flags, tmp_path):
+    torchrun(
+        "grpo.py",
+        "--preset",
+        "tiny",
+        "--total-steps",
+        3,
+        "--prompts-per-step",
+        8,
+        "--sampler",
+        "transformers",
+        *flags,
+        "--output",
+        tmp_path / "run",
+    )
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
+    assert all(line["grad_norm"] > 0 for line in lines)
+    h = lines[0]["entropy"]
+    if "track" in flags:
+        assert [line["target"] for line in lines] == pytest.approx([h, h * (1 - 0.8 / 3), h * (1 - 1.6 / 3)])
+        assert -1 <= lines[0]["controller"] < 0  # down
+    elif "adaptive-bonus" in flags:
+        assert [line["controller"] for line in lines] == pytest.approx([0.0, 0.005, 0.01])  # always below its target
+    else:
+        assert lines[0]["controller"] is None and lines[0]["target"] is None
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--data", "missing.jsonl"], "missing.jsonl"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+        (["--max-response-tokens", "300"], "256 positions"),
+        (["--output", "."], "--output . exists"),
+        (["--reward", "rewards:nothing"], "nothing"),
+    ],
+)
+def test_a_bad_input_ends_the_run_before_it_starts(flags, message):
+    command = [sys.executable, "grpo.py", "--preset", "tiny", *flags]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+if __name__ == "__main__":
+    updates_on_these_ranks(Path(sys.argv[1]))

@@ -1,0 +1,74 @@
+"""The memory estimate: pytest tests/test_memory.py"""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen2Config
+
+from policy import check_memory, training_memory
+from study.memory import step_time
+
+CPU = torch.device("cpu")
+
+
+def config(directory, hidden, layers):
+    """A model's directory without weights: the estimate comes before they are loaded."""
+    Qwen2Config(
+        vocab_size=1000,
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    ).save_pretrained(directory)
+    return str(directory)
+
+
+def test_counted_parts_are_those_of_the_real_model(tmp_path):
+    model = config(tmp_path, 128, 3)
+    lm = AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model))
+    optimizer = torch.optim.AdamW(lm.parameters())
+    lm(torch.tensor([[1, 2]])).logits.sum().backward()
+    optimizer.step()
+    bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
+    parts = training_memory(model, 4, 100, on_gpu=True)
+    assert 4 * parts["weights"] == bytes_of(lm.parameters())
+    assert 4 * parts["gradients"] == bytes_of(p.grad for p in lm.parameters())
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert 4 * parts["optimizer"] == bytes_of(moments)
+    more = training_memory(model, 8, 100, on_gpu=True)
+    assert more["weights"] == parts["weights"] / 2 and more["activations"] == parts["activations"]
+
+
+def test_a_model_that_cannot_fit_is_refused_with_the_parts(tmp_path):
+    with pytest.raises(ValueError, match=r"needs about \d+\.\d GiB of host memory.*there are.*optimizer \d+\.\d GiB"):
+        check_memory(config(tmp_path, 16384, 80), 2, 4096, CPU, 0.5)
+
+
+def test_a_small_model_fits(tmp_path):
+    check_memory(config(tmp_path, 64, 2), 2, 4096, CPU, 0.5)
+
+
+def test_step_time_scales_as_the_work_does(tmp_path):
+    model = config(tmp_path, 128, 3)
+    a = Namespace(
+        rows=64,
+        prompt_tokens=10,
+        response_tokens=90,
+        updates=2,
+        padding=0.0,
+        decode_rate=100,
+        tflops=1e-6,
+        gpu_gbytes=1,
+        node_gbytes=1,
+        micro_batch_tokens=1000,
+    )
+    n = sum(p.numel() for p in AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model)).parameters())
+    rollout, old, update, gather, between, sync = step_time(model, 8, 1, a).values()
+    assert rollout == 64 * 90 / (100 * 8)
+    assert old == pytest.approx(2 * n * 6400 / (1e6 * 8)) and update == pytest.approx(4 * old)
+    assert gather == pytest.approx(2 * 8 * n / 1e9) and between == 0 and sync == pytest.approx(2 * n / 1e9)
+    two = list(step_time(model, 8, 2, a).values())
+    assert two[:3] == pytest.approx([rollout / 2, old / 2, update / 2]) and two[4] > 0

@@ -1,0 +1,271 @@
+"""Each objective against its formula written out token by token in plain Python, float64: pytest
+tests/test_objectives.py"""
+
+import math
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import objectives
+from clipping import clipped_surrogate
+from logprobs import TokenStats
+from objectives import LOSSES, prepare_objective, token_loss
+
+UPPER, LOWER = (-0.25, 0.5), (0.0, 0.2)
+
+
+def stats_of(old_logp) -> TokenStats:
+    """Every other token is surprising, B is 0."""
+    surprising = torch.arange(len(old_logp)) % 2 == 0
+    return TokenStats(old_logp, -old_logp + torch.where(surprising, -0.1, 0.1), torch.zeros_like(old_logp))
+
+
+def objective(name):
+    """The objective as the trainer calls it: a function with the call shape of clipped_surrogate."""
+
+    def function(old_logp, logp, advantages, mask, upper, lower):
+        generator = torch.Generator().manual_seed(0)
+        weights, coef = prepare_objective(name, stats_of(old_logp), advantages, mask, 0.5, generator)
+        entropy = -2 * logp  # any entropy will do
+        loss, sums = token_loss(name, old_logp, logp, advantages, mask, upper, lower, coef, entropy)
+        return loss * weights, sums
+
+    return function
+
+
+def batch(seed: int = 0, n: int = 500, spread: float = 0.4):
+    """(old_logp, logp with gradient, advantages, mask), float64; the advantage changes sign half-way, one masked token
+    in five."""
+    g = torch.Generator().manual_seed(seed)
+    old_logp = -torch.rand(n, generator=g, dtype=torch.float64) * 3
+    logp = (old_logp + spread * torch.randn(n, generator=g, dtype=torch.float64)).clamp(max=-1e-9).requires_grad_()
+    advantages = torch.where(torch.arange(n) < n // 2, 0.7, -1.2).double()
+    return old_logp, logp, advantages, torch.rand(n, generator=g) < 0.8
+
+
+def loss_and_gradient(function, old_logp, logp, advantages, mask):
+    loss, sums = function(old_logp, logp, advantages, mask, UPPER, LOWER)
+    return loss.detach(), torch.autograd.grad(loss.sum(), logp)[0], sums
+
+
+def plain(formula, old_logp, logp, advantages, mask):
+    """Loss and derivative in ln p of each token from formula(old, new, Â) in plain floats, the derivative by central
+    differences."""
+    rows = zip(old_logp.tolist(), logp.tolist(), advantages.tolist(), mask.tolist())
+    h, losses, slopes = 1e-6, [], []
+    for old, new, a, counts in rows:
+        losses.append(formula(old, new, a, new) if counts else 0.0)
+        slopes.append((formula(old, new + h, a, new) - formula(old, new - h, a, new)) / (2 * h) if counts else 0.0)
+    return torch.tensor(losses, dtype=torch.float64), torch.tensor(slopes, dtype=torch.float64)
+
+
+def assert_same(function, formula, args):
+    loss, gradient, sums = loss_and_gradient(function, *args)
+    want, slope = plain(formula, *args)
+    torch.testing.assert_close(loss, want, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(gradient, slope, atol=1e-7, rtol=1e-6)
+    return sums
+
+
+# --------------------------------------------------------------------------------------------------------- the formulas
+
+
+def grpo(old, new, a, frozen):
+    r, p = math.exp(new - old), math.exp(frozen)
+    return -min(r * a, min(max(r, 1 - 0.2), 1 + 0.5 - 0.25 * p) * a)
+
+
+def test_the_plain_formula_of_grpo_agrees_with_clipped_surrogate():
+    sums = assert_same(clipped_surrogate, grpo, batch())
+    assert sums["clip_high"] > 20 and sums["clip_low"] > 20
+
+
+def test_ce_gppo():
+    def formula(old, new, a, frozen):
+        r, sg, p = math.exp(new - old), math.exp(frozen - old), math.exp(frozen)
+        low, high = 1 - 0.2, 1 + 0.5 - 0.25 * p
+        if a < 0 and sg < low:
+            return -0.75 * low / sg * r * a
+        if a > 0 and sg > high:
+            return -1.0 * high / sg * r * a
+        return -r * a
+
+    sums = assert_same(objectives.ce_gppo, formula, batch())
+    assert sums["clip_high"] > 20 and sums["clip_low"] > 20
+
+
+def test_ce_gppo_gives_a_clipped_token_the_gradient_it_has_on_the_bound():
+    old, advantages, mask = torch.full((2,), -2.0), torch.tensor([1.0, -1.0]), torch.ones(2, dtype=torch.bool)
+    logp = (old + torch.tensor([3.0, 0.1]).log()).requires_grad_()
+    loss, _ = objectives.ce_gppo(old, logp, advantages, mask, (0.0, 0.2), (0.0, 0.2))
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), logp)[0], torch.tensor([-1.2, 0.75 * 0.8]))
+
+
+def test_kl_cov():
+    old, logp, advantages, mask = args = batch()
+    coef = objectives.kl_cov_coef(old, advantages, mask, share=0.05, beta=0.3)
+    kept = mask.nonzero().squeeze(1).tolist()
+    mean_a, mean_l = (sum(x[i].item() for i in kept) / len(kept) for x in (advantages, old))
+    by_cov = sorted(kept, key=lambda i: -(advantages[i].item() - mean_a) * (old[i].item() - mean_l))
+    assert set(coef.nonzero().squeeze(1).tolist()) == set(by_cov[: int(0.05 * len(kept))]) and coef.max() == 0.3
+    loss, gradient, sums = loss_and_gradient(lambda *a: objectives.kl_cov(*a, coef=coef), *args)
+    for i in range(len(old)):
+        r, change = math.exp(logp[i].item() - old[i].item()), logp[i].item() - old[i].item()
+        want = -r * advantages[i].item() + coef[i].item() * abs(change) if mask[i] else 0.0
+        slope = -r * advantages[i].item() + coef[i].item() * math.copysign(1, change) if mask[i] else 0.0
+        assert (loss[i].item(), gradient[i].item()) == pytest.approx((want, slope), abs=1e-12)
+    assert sums["clip_high"] == sums["clip_low"] == 0  # nothing is cut, however large r
+
+
+def test_clip_cov_drops_a_random_share_among_covariances_between_1_and_5():
+    generator = torch.Generator().manual_seed(0)
+    old = -torch.rand(20_000, generator=generator, dtype=torch.float64) * 8
+    advantages = torch.randn(20_000, generator=generator, dtype=torch.float64)
+    mask = torch.rand(20_000, generator=generator) < 0.9
+    dropped = objectives.clip_cov_weights(old, advantages, mask, torch.Generator().manual_seed(1), share=0.01) == 0
+    assert dropped.sum() == int(0.01 * mask.sum()) and mask[dropped].all()
+    cov = (advantages - advantages[mask].mean()) * (old - old[mask].mean())
+    assert (cov[dropped] > 1).all() and (cov[dropped] < 5).all()
+    again = [
+        objectives.clip_cov_weights(old, advantages, mask, torch.Generator().manual_seed(s), share=0.01) == 0
+        for s in (1, 2)
+    ]
+    assert torch.equal(again[0], dropped) and not torch.equal(
+        again[1], dropped
+    )  # the seed decides, so every rank agrees
+
+
+def test_clip_cov_with_fewer_candidates_than_its_share_drops_them_all():
+    old, advantages = torch.tensor([-0.1, -4.0, -0.1, -4.0]), torch.tensor([1.0, -1.0, 0.0, 0.0])
+    weights = objectives.clip_cov_weights(
+        old, advantages, torch.ones(4, dtype=torch.bool), torch.Generator(), share=0.9
+    )
+    assert weights.tolist() == [0, 0, 1, 1]  # cov = 1.95, 1.95, 0, 0
+
+
+def test_entropy_bonus():
+    old, logp, advantages, mask = args = batch()
+    entropy = (logp * -1.7).detach().requires_grad_()
+    loss, _ = objectives.entropy_bonus(*args, UPPER, LOWER, torch.full_like(old, 0.3), entropy)
+    want, _ = plain(grpo, *args)
+    torch.testing.assert_close(loss.detach(), want - 0.3 * entropy.detach() * mask, atol=1e-12, rtol=0)
+    assert torch.equal(torch.autograd.grad(loss.sum(), entropy)[0], -0.3 * mask.double())  # it raises H
+
+
+def test_entropic():
+    old, logp, advantages, mask = args = batch(spread=0.02)
+    coef = -0.6 * objectives.confident_share(old, mask)
+    confident = [i for i in range(len(old)) if mask[i] and math.exp(old[i].item()) > 0.95]
+    assert 3 < len(confident) < 30
+    loss, gradient, _ = loss_and_gradient(lambda *a: objectives.entropic(*a, coef), *args)
+    base, slope = plain(grpo, *args)
+    ratio = (logp - old).exp().detach()
+    n = int(mask.sum())
+    mean = sum(-ratio[i].item() * abs(advantages[i].item()) for i in confident) / len(confident)
+    assert loss.sum().item() / n == pytest.approx(base.sum().item() / n - 0.6 * mean, abs=1e-12)
+    for i in (
+        confident
+    ):  # too little entropy, α < 0: confident tokens are pushed down, those with Â > 0 and those with Â < 0
+        assert gradient[i].item() - slope[i].item() == pytest.approx(
+            0.6 * ratio[i].item() * abs(advantages[i].item()) * n / len(confident), rel=1e-5
+        )
+
+
+# ------------------------------------------------------------------------------------------------------ what others got
+# wrong
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf")])
+def test_masked_tokens_contribute_nothing_whatever_they_hold(name, junk):
+    old, logp, advantages, mask = batch(n=40)
+    _, clean, sums = loss_and_gradient(objective(name), old, logp, advantages, mask)
+    dirty = logp.detach().clone()
+    dirty[~mask] = junk
+    loss, gradient, dirty_sums = loss_and_gradient(objective(name), old, dirty.requires_grad_(), advantages, mask)
+    assert (loss[~mask] == 0).all() and torch.equal(gradient, clean) and dirty_sums == sums
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_but_masked_tokens_is_zero_not_nan(name):
+    old, logp, advantages, mask = batch(n=10)
+    loss, gradient, sums = loss_and_gradient(objective(name), old, logp, advantages, torch.zeros_like(mask))
+    assert (loss == 0).all() and (gradient == 0).all() and sums["tokens"] == sums["kl"] == 0
+
+
+def test_weights_and_coefs_of_an_empty_loss_are_finite():
+    old, _, advantages, mask = batch(n=10)
+    none = torch.zeros_like(mask)
+    assert (objectives.confident_share(old, none) == 0).all() and (
+        objectives.kl_cov_coef(old, advantages, none) == 0
+    ).all()
+    assert (objectives.clip_cov_weights(old, advantages, none, torch.Generator()) == 1).all()
+    assert (
+        objectives.confident_share(torch.full((3,), -1.0), torch.ones(3, dtype=torch.bool)) == 0
+    ).all()  # nobody is confident
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_insane_ratio_is_clamped_and_counted(name):
+    logp = torch.tensor([-1.0, -1.0, -300.0, -1.0], requires_grad=True)
+    old, advantages, mask = (
+        torch.tensor([-200.0, -1.0, -1.0, -1.0]),
+        torch.tensor([-1.0, -1.0, 1.0, 1.0]),
+        torch.ones(4, dtype=torch.bool),
+    )
+    loss, gradient, sums = loss_and_gradient(objective(name), old, logp, advantages, mask)
+    assert loss.isfinite().all() and gradient.isfinite().all() and sums["ratio_clamped"] == 2
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_metrics_have_the_names_and_the_sums_that_the_trainer_adds_up(name):
+    args = batch()
+    _, _, sums = loss_and_gradient(objective(name), *args)
+    _, _, want = loss_and_gradient(clipped_surrogate, *args)
+    assert list(sums) == list(want) and all(sums[key] == want[key] for key in ("tokens", "ratio_clamped"))
+    torch.testing.assert_close(sums["kl"], want["kl"])
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_at_the_first_update_of_a_step_each_is_the_policy_gradient_plus_its_own_term(name):
+    """π_θ = π_old: −Â ∇ln p, nothing clipped; the added terms are named here."""
+    old, _, advantages, mask = batch()
+    _, gradient, sums = loss_and_gradient(objective(name), old, old.clone().requires_grad_(), advantages, mask)
+    extra = torch.zeros_like(old)
+    if "bonus" in name:
+        extra += 0.5 * 2  # −c ∇H with H = −2 ln p here
+    if name == "entropic":
+        extra -= 0.5 * objectives.confident_share(old, mask) * advantages.abs()
+    want = torch.where(mask, extra - advantages, 0.0)
+    if name == "track":  # u = 0.5: 1.5 for E2 and E3, 0.5 for E1 and E4
+        surprising = torch.arange(len(old)) % 2 == 0
+        want = want * torch.where(surprising == (advantages > 0), 1.5, 0.5)
+    if name == "clip-cov":
+        want[gradient == 0] = 0
+        assert 0 < (mask & (gradient == 0)).sum() <= 1  # of 400
+    torch.testing.assert_close(gradient, want, atol=1e-12, rtol=0)  # |log r| has slope 0 at 0
+    assert sums["clip_high"] == sums["clip_low"] == 0
+
+
+@settings(deadline=None, max_examples=50)  # a busy machine is not a failure
+@given(st.integers(2, 40), st.integers(0, 1000))
+def test_losses_do_not_depend_on_how_tokens_are_cut_into_micro_batches(n, seed):
+    """The losses and sums of two micro-batches joined are those of one: nothing is averaged inside."""
+    old, logp, _, mask = batch(seed, n)
+    advantages = torch.tensor([random.Random(seed + i).gauss(0, 1) for i in range(n)]).double()
+    for name in LOSSES:
+        generator = torch.Generator().manual_seed(seed)
+        _, coef = prepare_objective(name, stats_of(old), advantages, mask, 0.3, generator)
+
+        def loss_of(part: slice, name=name, coef=coef):
+            args = (x[part] for x in (old, logp, advantages, mask))
+            return token_loss(name, *args, UPPER, LOWER, coef[part], -logp[part])
+
+        loss, sums = loss_of(slice(None))
+        parts = [loss_of(slice(0, n // 2)), loss_of(slice(n // 2, None))]
+        torch.testing.assert_close(torch.cat([loss for loss, _ in parts]), loss, atol=1e-14, rtol=1e-14)
+        for key in sums:
+            torch.testing.assert_close(parts[0][1][key] + parts[1][1][key], sums[key], atol=1e-12, rtol=0)

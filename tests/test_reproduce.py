@@ -1,0 +1,130 @@
+"""The study: its arithmetic, its book-keeping, and that the committed results are what the code says: pytest
+tests/test_reproduce.py"""
+
+import json
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from config import parse_config
+from controllers import Target
+from metrics import read_lines
+from study import reproduce, softmax
+from study.figures import draw, interval, load
+from study.reproduce import EXPERIMENTS, ONE_SEED, Study, summarize
+
+HERE = Path(__file__).parent.parent  # the repository
+
+
+def made_up(n: int = 120) -> list[dict]:
+    """Lines of a run that follows the target did exactly, and whose entropy changes by what E2 predicts."""
+    target = Target("did", n)
+    return [
+        {
+            "step": k,
+            "entropy": target(k, 0.5),
+            "reward": 0.5,
+            "correct": k / n,
+            "clip_frac_high": 0.01,
+            "clip_frac_low": 0.02,
+            "predicted_entropy_change": {"E1": 0.0, "E2": target(k + 1, 0.5) - target(k, 0.5), "E3": 0.0, "E4": 0.0},
+        }
+        for k in range(n)
+    ]
+
+
+def test_summary_of_a_run_whose_numbers_are_known():
+    summary = summarize(made_up(), "E1,E2,E3,E4")
+    assert summary["tracking"]["did"] == pytest.approx(0, abs=1e-12) and summary["tracking"]["flat"] > 0.1
+    assert summary["prediction"]["correlation"] == pytest.approx(1) and summary["prediction"]["same_sign"] == 1
+    assert summary["correct_mean"] == pytest.approx(119 / 240) and summary["final"]["correct"] == pytest.approx(
+        (114 + 119) / 240
+    )
+    assert summary["curves"]["step"][:2] == [0.5, 2.5] and len(summary["curves"]["correct"]) == 60
+    assert summary["curves"]["correct"][3] == pytest.approx(6.5 / 120, rel=1e-3)
+
+
+def test_a_gain_weights_what_is_predicted():
+    lines = made_up()
+    for line in lines:
+        line["predicted_entropy_change"]["E1"] = -1.0  # swamps the correlation unless u = 1 takes it away
+        line["controller"] = 1.0 if line["step"] % 2 else 0.0
+    assert summarize(lines, "E1,E2,E3,E4", tracks=True)["prediction"]["correlation"] < 0.5
+    for line in lines:
+        line["controller"] = 1.0
+    assert summarize(lines, "E1,E2,E3,E4", tracks=True)["prediction"]["correlation"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_command_is_one_that_its_program_takes(experiment):
+    for command in EXPERIMENTS[experiment].values():
+        program, *flags = shlex.split(command)
+        {"study.softmax": softmax.parse, "grpo.py": parse_config}[program](flags)
+
+
+def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(
+        reproduce,
+        "EXPERIMENTS",
+        {
+            "small": {
+                "static": "study.softmax --states 8 --prompts 8 --updates 1",
+                "broken": "study.softmax --prompts 65",
+            }
+        },
+    )
+    study = Study(tmp_path / "results", tmp_path / "runs", seeds=2, quick=True)
+    with pytest.raises(SystemExit, match="2 of 4 runs failed"):
+        study.run_all(["small"], jobs=2)
+    assert "--prompts must not exceed --states" in capsys.readouterr().out
+    lines = read_lines(tmp_path / "results" / "small.jsonl")
+    assert sorted((line["label"], line["seed"], line["steps"]) for line in lines) == [
+        ("static", 0, 100),
+        ("static", 1, 100),
+    ]
+    assert study.missing(["small"]) == [("small", "broken", 0), ("small", "broken", 1)]
+
+
+def test_unknown_experiment_is_named(capsys):
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["--only", "linear,circle"])
+    assert stop.value.code == 2 and "circle" in capsys.readouterr().err
+
+
+def test_committed_results_are_five_seeds_of_every_command():
+    for experiment, runs in load(HERE / "study/results").items():
+        assert {label: {(line["command"], line["seed"]) for line in lines} for label, lines in runs.items()} == {
+            label: {(command, seed) for seed in range(1 if experiment in ONE_SEED else 5)}
+            for label, command in EXPERIMENTS[experiment].items()
+        }
+        for line in (line for lines in runs.values() for line in lines):
+            assert json.dumps(line, allow_nan=False)
+
+
+def test_figures_and_tables_come_from_the_results_alone(tmp_path, capsys):
+    results = tmp_path / "results"
+    results.mkdir()
+    for path in (HERE / "study/results").glob("*.jsonl"):
+        shutil.copy(path, results)
+    draw(results)
+    assert {path.name for path in results.glob("*.png")} == {
+        "regions.png",
+        "bounds.png",
+        "schedules.png",
+        "paper.png",
+        "phase-passk.png",
+        "targets.png",
+        "words.png",
+    }
+    assert (results / "tables.md").read_text() == (HERE / "study/results" / "tables.md").read_text()
+    (results / "zipf.jsonl").unlink()
+    capsys.readouterr()
+    draw(results)
+    assert "draw_schedules: no results of zipf" in capsys.readouterr().out
+
+
+def test_interval_is_students():
+    assert interval([1.0, 2.0, 3.0, 4.0, 5.0], 2) == "3.00 ± 1.96"  # 2.776 · sqrt(2.5 / 5)
+    assert interval([1.0]) == "1.000"
