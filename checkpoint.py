@@ -5,9 +5,11 @@ RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and 
 everything random is seeded by (seed, step, rank).
 """
 
+import fcntl
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 
@@ -16,15 +18,36 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from config import Config
-from distributed import gather
+from config import Config, require_new
+from distributed import gather, print0
 
 KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
 
+def lock(directory: Path) -> int:
+    """Makes `directory` and takes its lock until this process ends, however it ends. Returns the lock's file
+    descriptor. Raises ValueError if another process holds it, or if the directory can't be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+    except OSError as error:
+        raise ValueError(f"{directory} can't be written: {error.strerror}") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 200).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise ValueError(f"another run is writing into {directory} ({owner}): wait for it, or stop it") from None
+    except OSError:
+        pass  # a file system without locks
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+    return descriptor
+
+
 def make_run_directory(cfg: Config) -> Path:
-    """Rank 0 makes it, or finds the one to resume, and saves the configuration; every rank gets its path. Raises
-    ValueError, on every rank, for an explicit --output that exists."""
+    """Rank 0 makes and locks it, or finds the one to resume, and saves the configuration; every rank gets its path.
+    Raises ValueError, on every rank, for an explicit --output that exists, can't be written or is being written."""
     choice = [None]
     if dist.get_rank() == 0:
         path = Path(cfg.resume) if cfg.resume else cfg.default_directory
@@ -32,34 +55,28 @@ def make_run_directory(cfg: Config) -> Path:
             if cfg.resume or cfg.output or not path.exists():
                 break
             path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{i}")
-        if path.exists() and not cfg.resume:
-            choice = [
-                ValueError(
-                    f"--output {path} exists: name another directory, remove it, or add --resume auto to go on with it"
-                )
-            ]
-        else:
-            path.mkdir(parents=True, exist_ok=True)
+        try:
+            if not cfg.resume:
+                require_new(cfg.output)
+            lock(path)
             if cfg.resume:
                 changes = cfg.changes(json.loads((path / "config.json").read_text()))
-                print(
-                    "".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()),
-                    end="",
-                    flush=True,
-                )
+                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="")
             scratch = path / "config.tmp"
             scratch.write_text(cfg.to_json() + "\n")
             scratch.replace(path / "config.json")
             choice = [path]
+        except (ValueError, OSError) as error:
+            choice = [ValueError(str(error))]
     dist.broadcast_object_list(choice)
     if isinstance(choice[0], ValueError):
         raise choice[0]
     return choice[0]
 
 
-def latest(run: Path) -> Path | None:
-    """The newest whole checkpoint of a run directory."""
-    return max((run / "checkpoints").glob("step-*[0-9]"), default=None)
+def whole_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run directory that were written to their end, the newest last."""
+    return sorted((run / "checkpoints").glob("step-*[0-9]"), key=lambda path: int(path.name.removeprefix("step-")))
 
 
 class Checkpointer:
@@ -75,12 +92,13 @@ class Checkpointer:
         )  # of the writing thread, whose collectives must not mix with training's
         self.pending, self.error = None, None
 
-    def begin(self, step: int, trainer: dict) -> None:
-        """Start to save the state after `step` steps; `trainer` is what is JSON-able of it."""
+    def begin(self, step: int, trainer: dict, obstacle: str | None = None) -> None:
+        """Start to save the state after `step` steps; `trainer` is what is JSON-able of it. `obstacle`, on rank 0: why
+        this checkpoint would be of no use."""
         self.finish()
         path = self.directory / f"step-{step:05d}.tmp"
-        errors = []
-        if dist.get_rank() == 0:
+        errors = [obstacle] if obstacle else []
+        if dist.get_rank() == 0 and not obstacle:
             try:
                 shutil.rmtree(path, ignore_errors=True)  # a kill's leftovers
                 path.mkdir(parents=True)
@@ -109,7 +127,7 @@ class Checkpointer:
             except OSError as error:
                 return self._failed(path, str(error))
             self.error = None
-            for old in sorted(self.directory.glob("step-*[0-9]"))[:-KEEP]:
+            for old in whole_checkpoints(self.directory.parent)[:-KEEP]:
                 shutil.rmtree(old)
 
     def _failed(self, path: Path, error: str) -> None:
@@ -118,13 +136,30 @@ class Checkpointer:
             print(f"checkpoint: {self.error}; going on, the one before it is kept", file=sys.stderr, flush=True)
             shutil.rmtree(path, ignore_errors=True)
 
-    def load(self, path: Path) -> dict:
-        """Put the weights and the optimizer's state back; returns the trainer's part. A collective; any number of
-        ranks."""
-        weights, optimizer_state = get_state_dict(self.policy, self.optimizer)
-        state = {"weights": weights, "optimizer": optimizer_state}
-        dcp.load(state, checkpoint_id=path, process_group=self.group)
-        set_state_dict(
-            self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
-        )
-        return json.loads((path / "trainer.json").read_text())
+    def load(self, run: Path) -> dict | None:
+        """Put the weights and the optimizer's state of the newest checkpoint back, on any number of ranks; returns the
+        trainer's part, None where there is no checkpoint. A damaged checkpoint is named and put aside, and the one
+        before it is taken. Raises ValueError if all are damaged. A collective."""
+        damaged = []
+        for path in reversed(whole_checkpoints(run)):  # the same on every rank: nothing is written yet
+            errors = []
+            try:
+                trainer = json.loads((path / "trainer.json").read_text())
+                weights, optimizer_state = get_state_dict(self.policy, self.optimizer)
+                state = {"weights": weights, "optimizer": optimizer_state}
+                dcp.load(state, checkpoint_id=path, process_group=self.group)
+                set_state_dict(
+                    self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
+                )
+            except Exception as error:  # noqa: BLE001  whatever a damaged file may make torch raise
+                errors = [" ".join(f"{type(error).__name__}: {error}".split())[:300]]
+            errors = gather(errors)
+            if not errors:
+                return trainer
+            damaged.append(f"{path} is damaged ({errors[0]})")
+            print0(f"checkpoint: {damaged[-1]}; put aside, going back to the one before it", file=sys.stderr)
+            if dist.get_rank() == 0:
+                os.replace(path, path.with_suffix(".damaged"))
+        if damaged:
+            raise ValueError(f"--resume {run}: no checkpoint can be read: {damaged[0]}")
+        return None

@@ -27,7 +27,7 @@ M: Line = (-0.13, 0.3)  # the dynamic lower threshold: rare tokens may shrink fu
 MAX_LOG_RATIO = 20.0  # e^20 lies far outside any clip range, and it is finite in every dtype
 
 
-# ---------------------------------------------------------------------------------------- thresholds (paper, section 3)
+# ------------------------------------------------------------------------------------- thresholds (paper, section 3)
 
 
 def threshold(p: torch.Tensor, line: Line) -> torch.Tensor:
@@ -50,8 +50,7 @@ def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
     return (1 - intercept) / (1 + slope * p_old)
 
 
-# ---------------------------------------------------------------------------------------- the surrogate (paper, section
-# 3)
+# ---------------------------------------------------------------------------------- the surrogate (paper, section 3)
 
 
 def log_ratio_and_ratio(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
@@ -106,8 +105,7 @@ def clipped_surrogate(
     return masked_loss(-surrogate, response_mask, log_ratio, ratio, clip_high, clip_low)
 
 
-# ------------------------------------------------------------------------------ entropy and the regions (paper, section
-# 2)
+# ------------------------------------------------------------------------ entropy and the regions (paper, section 2)
 
 
 def token_term(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ whose known numbers (512 prompts a step, learning rate 1e-6) match the paper's.
 import argparse
 import importlib.util
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -138,6 +139,8 @@ class Config:
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
         if self.schedule == "auto":
             self.schedule = "id" if self.objective == "grpo" else "static"
+        if self.is_correction == "auto":
+            self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()
         self.make_controller()
         if self.objective in UNCLIPPED and self.schedule != "static":
@@ -164,14 +167,30 @@ class Config:
             skip_bad_steps=0,
         )
         for name, low in at_least.items():
-            if not low <= getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+            if not low <= getattr(self, name) <= 10**9:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} must be at least {low} and at most 1e9, got {getattr(self, name)}"
+                )
+        for name in ("model", "data", "reward"):
+            if not getattr(self, name):
+                raise ValueError(f"--{name} must not be empty")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"--seed must lie between 0 and 2^32 - 1, got {self.seed}")
+        if not 0.01 <= self.temperature <= 100:
+            raise ValueError(f"--temperature must lie between 0.01 and 100, got {self.temperature}")
+        if not 0 < self.timeout_minutes <= 100_000:
+            raise ValueError(f"--timeout-minutes must be positive and at most 100000, got {self.timeout_minutes}")
         if not -float("inf") < self.entropy_coef < float("inf"):
             raise ValueError(f"--entropy-coef must be a finite number, got {self.entropy_coef}")
-        for name in ("lr", "temperature", "max_grad_norm", "timeout_minutes", "is_cap"):
+        for name in ("lr", "max_grad_norm", "is_cap"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         rows = self.prompts_per_step * self.group_size
+        if rows > 10**6:
+            raise ValueError(
+                f"--prompts-per-step {self.prompts_per_step} × --group-size {self.group_size} are {rows} responses a "
+                "step: at most a million"
+            )
         if self.mini_batches * self.epochs == 1:
             raise ValueError(
                 "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, "
@@ -194,6 +213,33 @@ class Config:
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
         self.trained_regions()
+        self.refuse_flags_without_effect()
+
+    def refuse_flags_without_effect(self) -> None:
+        """Raises ValueError for a flag that was changed although this run does not look at it."""
+        has_target = self.objective in CONTROLLERS
+        looked_at = {
+            "phase_share": self.schedule in ("id", "did"),
+            "od_h_init": self.schedule == "od",
+            "od_ratio": self.schedule == "od",
+            "target": has_target,
+            "target_nats": has_target,
+            "track_kp": self.objective == "track",
+            "track_ki": self.objective == "track",
+            "entropy_coef": self.objective == "entropy-bonus",
+            "vllm_tp": self.sampler != "transformers",
+            "vllm_gpu_memory": self.sampler != "transformers",
+            "is_cap": self.is_correction != "none",
+        }
+        preset = PRESETS.get(self.preset, {})
+        for f in fields(self):
+            default = preset.get(f.name, f.default)
+            if not looked_at.get(f.name, True) and getattr(self, f.name) != default:
+                raise ValueError(
+                    f"--{f.name.replace('_', '-')} {getattr(self, f.name)} has no effect with "
+                    f"--schedule {self.schedule} --objective {self.objective} --sampler {self.sampler} "
+                    f"--is-correction {self.is_correction}"
+                )
 
     def make_schedule(self):
         return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
@@ -220,10 +266,43 @@ class Config:
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in asdict(self).items() if k != "resume"}, indent=2)
 
+    def own_flags(self) -> str:
+        """The schedule, the objective, and what differs from the preset."""
+        preset = {f.name: f.default for f in fields(self)} | PRESETS[self.preset]
+        preset |= dict(preset=self.preset, schedule="", objective="", is_correction=self.is_correction)
+        return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(self).items() if v != preset[k])
+
     def changes(self, saved: dict) -> dict[str, str]:
         """{flag: "old -> new"} against a saved configuration."""
         now = json.loads(self.to_json())
-        return {k: f"{saved[k]} -> {now[k]}" for k in now if k in saved and saved[k] != now[k] and k != "output"}
+        return {k: f"{saved[k]!r} -> {now[k]!r}" for k in now if k in saved and saved[k] != now[k] and k != "output"}
+
+
+def require_new(output: str | None) -> None:
+    """Raises ValueError if a run can't be started in the directory `output`."""
+    if output is None:
+        return
+    if os.path.lexists(output):
+        raise ValueError(
+            f"--output {output} exists: name another directory, remove it, or add --resume auto to go on with "
+            "a run in it"
+        )
+    parent = next(path for path in Path(output).absolute().parents if path.exists())
+    if not (parent.is_dir() and os.access(parent, os.W_OK)):
+        raise ValueError(f"--output {output}: {parent} can't be written")
+
+
+def read_saved(path: Path) -> dict:
+    """The configuration that a run saved. Raises ValueError if it is none, or another version's."""
+    try:
+        saved = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error})") from None
+    names = {f.name for f in fields(Config)} - {"resume"}
+    if not isinstance(saved, dict) or set(saved) != names:
+        differing = ", ".join(sorted(set(saved) ^ names)) if isinstance(saved, dict) else "it is no object"
+        raise ValueError(f"{path} is not a configuration of this version of grpo.py ({differing})")
+    return saved
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
@@ -261,14 +340,16 @@ def parse_config(argv: list[str] | None = None) -> Config:
             )
         cfg = parse()
         if cfg.resume is None:
+            require_new(cfg.output)
             return cfg
         directory = cfg.default_directory if cfg.resume == "auto" else Path(cfg.resume)
         if not (directory / "config.json").is_file():
             if cfg.resume != "auto":
                 raise ValueError(f"--resume {directory}: there is no run, no config.json in it")
             cfg.output, cfg.resume = str(directory), None
+            require_new(cfg.output)
             return cfg
-        saved = json.loads((directory / "config.json").read_text())
+        saved = read_saved(directory / "config.json")
         parser.set_defaults(**saved)
         preset = saved["preset"]
         cfg = parse()

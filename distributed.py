@@ -2,16 +2,20 @@
 
 import ctypes
 import hashlib
+import logging
 import os
 import signal
 import sys
 import threading
 import time
+import weakref
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
 
 
 def init_distributed(timeout_minutes: float) -> torch.device:
@@ -72,15 +76,19 @@ def print0(text: str, file=None) -> None:
 
 
 class StopRequest:
-    """Remembers a SIGTERM or SIGUSR1, which a batch scheduler sends before it kills, until a step is done."""
+    """Remembers a signal that asks the run to stop, until a step is done: SIGTERM and SIGUSR1 of a batch scheduler,
+    Ctrl-C, SIGHUP of a connection that dropped, SIGQUIT. A second Ctrl-C ends the run at once."""
 
     def __init__(self):
         self.signal = 0
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             signal.signal(number, self._remember)
 
     def _remember(self, number, frame) -> None:
         self.signal = number
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            print0("stopping after this step, with a checkpoint; Ctrl-C again ends the run at once", file=sys.stderr)
 
     def agreed(self) -> int:
         """The signal that any rank has got, 0 for none; the same on every rank. A collective."""
@@ -98,13 +106,13 @@ class Phases:
         phases.seconds  # {"rollout": 1.5}
 
     A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase
-    named: on GPUs a collective that waits for a dead rank would otherwise end with a bare abort, and generation that
-    hangs would not end at all."""
+    named. On GPUs a collective that waits for a dead rank would otherwise end with a bare abort, and generation that
+    hangs would not end at all. The watch ends with this object."""
 
     def __init__(self, limit_minutes: float):
         self.limit = 60 * limit_minutes
         self.step, self.phase, self.since, self.seconds = 0, "start", time.monotonic(), {}
-        threading.Thread(target=self._watch, daemon=True).start()
+        threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
 
     def begin_step(self, step: int) -> None:
         self.step, self.seconds = step, {}
@@ -120,12 +128,31 @@ class Phases:
     def where(self) -> str:
         return f"rank {os.environ.get('RANK', '0')}, step {self.step}, phase {self.phase}"
 
-    def _watch(self) -> None:
-        while time.monotonic() - self.since < self.limit:
-            time.sleep(min(1.0, self.limit / 10))
-        print(
-            f"grpo.py: error: {self.where}: not done after {self.limit / 60:g} minutes (--timeout-minutes)",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(1)
+
+def _watch(watched: weakref.ref) -> None:
+    """Ends the process when a phase has taken too long. It holds no reference to what it watches while it sleeps."""
+    while (phases := watched()) is not None:
+        if time.monotonic() - phases.since >= phases.limit:
+            limit = f"not done after {phases.limit / 60:g} minutes (--timeout-minutes)"
+            print(f"grpo.py: error: {phases.where}: {limit}", file=sys.stderr, flush=True)
+            os._exit(1)
+        pause = min(1.0, phases.limit / 10)
+        del phases
+        time.sleep(pause)
+
+
+@record
+def launch() -> None:
+    """torchrun, but without its 40 lines of report when a rank ended with 2: a user's mistake, named by the rank."""
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    try:
+        torch.distributed.run.main()
+    except ChildFailedError as error:
+        _, failure = error.get_first_failure()
+        if failure.exitcode == 2:
+            sys.exit(2)
+        raise
+
+
+if __name__ == "__main__":
+    launch()

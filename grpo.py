@@ -21,7 +21,6 @@ number of ranks or on the size of a micro-batch. Shapes: R rows (responses), N r
 """
 
 import math
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -34,11 +33,10 @@ from transformers.utils import logging as transformers_logging
 
 from clipping import Line, region_masks
 from config import Config, parse_config
-from distributed import Phases, StopRequest, end_distributed, gather, init_distributed, print0, seed_of
+from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from logprobs import TokenStats, token_logp_and_entropy, token_stats
 from metrics import Logger, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
-from plots import farewell
 from policy import Policy, full_tensor, not_finite
 from rollout import (
     FILLER,
@@ -50,10 +48,9 @@ from rollout import (
     overlong_penalty,
     plan_micro_batches,
 )
-from run import Run, require_finite, save_evidence, set_up, trainer_state
+from run import Run, finish, require_finite, save_evidence, set_up, stop_early, trainer_state
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# step
+# ---------------------------------------------------------------------------------------------------------- the step
 
 
 def training_step(run: Run, step: int) -> dict:
@@ -149,8 +146,7 @@ def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> To
     return TokenStats(*torch.cat([by_row[i] for i in range(len(by_row))], dim=1))
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# update
+# -------------------------------------------------------------------------------------------------------- the update
 
 
 @dataclass
@@ -260,8 +256,7 @@ def update(
     }
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# run
+# ----------------------------------------------------------------------------------------------------------- the run
 
 
 def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) -> None:
@@ -285,25 +280,10 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
         signal_seen = stop.agreed()
         if signal_seen or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.total_steps:
             with phases("save"):
-                logger.flush()
-                run.checkpointer.begin(step + 1, trainer_state(run))
+                run.checkpointer.begin(step + 1, trainer_state(run), obstacle=logger.flush())
         if signal_seen and step + 1 < cfg.total_steps:
-            run.checkpointer.finish()
-            logger.close()
-            name = signal.Signals(signal_seen).name
-            print0(f"stopped by {name} after {step + 1} steps; go on with --resume {run.directory}")
-            end_distributed(run.sampler)
-            sys.exit(128 + signal_seen)
-
-    logger.close()
-    with phases("save"):
-        run.checkpointer.finish()
-        run.policy.save(run.directory / "model", run.tokenizer)
-    if run.checkpointer.error:  # on rank 0
-        sys.exit(f"grpo.py: error: {run.checkpointer.error}")
-    if dist.get_rank() == 0:
-        print(farewell(cfg, run.directory), flush=True)
-    end_distributed(run.sampler)
+            stop_early(run, logger, step + 1, signal_seen)
+    finish(run, logger)
 
 
 @record  # torchrun shows the first rank's exception last
@@ -311,14 +291,10 @@ def main(argv: list[str] | None = None) -> None:
     cfg = parse_config(argv)
     transformers_logging.disable_progress_bar()
     phases, stop = Phases(cfg.timeout_minutes), StopRequest()
-    device = init_distributed(
-        cfg.timeout_minutes + 1
-    )  # so that a phase that hangs is named before its collective gives up
+    # a collective may take a minute longer than a phase, so that the phase that hangs is named first
+    device = init_distributed(cfg.timeout_minutes + 1)
     where = "GPUs" if device.type == "cuda" else "CPU processes"
-    print0(
-        f"preset {cfg.preset} on {dist.get_world_size()} {where}: objective {cfg.objective}, schedule {cfg.schedule}\n"
-        f"{cfg.to_json()}"
-    )
+    print0(f"preset {cfg.preset} on {dist.get_world_size()} {where}: {cfg.own_flags()}")
     try:
         train(cfg, device, phases, stop)
     except KeyboardInterrupt:

@@ -83,7 +83,7 @@ class Logger:
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(path)
-        self.file = open(path, "a", buffering=1)
+        self.file, self.unwritten = open(path, "ab", buffering=0), b""
         self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.schedule, unit="step", dynamic_ncols=True)
         self.send = lambda metrics, step: None
         if cfg.report_to == "wandb":
@@ -108,7 +108,8 @@ class Logger:
     def log(self, metrics: dict) -> None:
         if not self.on:
             return
-        self.file.write(json.dumps(metrics) + "\n")
+        self.unwritten += json.dumps(metrics).encode() + b"\n"
+        self._write()
         flat = {}
         for key, value in metrics.items():
             items = value.items() if isinstance(value, dict) else [(None, value)]
@@ -123,10 +124,23 @@ class Logger:
                 f"step {metrics['step']}: the verifier gave up on {failed:.1%} of the answers, which were paid 0"
             )
 
-    def flush(self) -> None:
-        """Make sure that the lines so far survive what a checkpoint survives."""
+    def _write(self) -> str | None:
+        """Appends the lines that are not in the file yet. If the disk is full, it keeps them for the next call, and
+        returns the error."""
+        size, done = os.fstat(self.file.fileno()).st_size, 0
+        try:
+            while done < len(self.unwritten):
+                done += self.file.write(self.unwritten[done:])
+            self.unwritten = b""
+        except OSError as error:
+            os.ftruncate(self.file.fileno(), size)  # no part of a line stays
+            self.bar.write(f"metrics.jsonl can't be written ({error.strerror}): its lines are kept, and tried again")
+            return f"metrics.jsonl can't be written: {error.strerror}"
+
+    def flush(self) -> str | None:
+        """Makes the lines so far survive what a checkpoint survives. Returns the error if that is impossible now."""
         if self.on:
-            os.fsync(self.file.fileno())
+            return self._write() or os.fsync(self.file.fileno())
 
     def close(self) -> None:
         if self.on:

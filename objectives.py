@@ -68,8 +68,8 @@ def token_loss(
     return LOSSES[objective](old_logp, logp, advantages, response_mask, upper, lower, **extra)
 
 
-# --------------------------------------------------------------------------------------------- entropy bonus, fixed and
-# adaptive J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`.
+# --------------------------------------------------------------------------------- entropy bonus, fixed and adaptive
+# J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`.
 
 
 def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
@@ -77,7 +77,7 @@ def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower:
     return loss - torch.where(response_mask, coef * entropy, 0.0), sums
 
 
-# ------------------------------------------------------------------------------------------- EntroPIC, arXiv 2511.15248
+# ---------------------------------------------------------------------------------------- EntroPIC, arXiv 2511.15248
 # The loss is GRPO's plus α · the mean of −r |Â| over the tokens with π > 0.95, which is not clipped. If there is too
 # much entropy (α > 0), it pushes confident tokens up, whatever their advantage; if there is too little, it pushes them
 # down. α is `controllers.EntroPIC`. Departure: the tokens are those with π_old > 0.95.
@@ -97,8 +97,8 @@ def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line
     return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), sums
 
 
-# ------------------------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv
-# 2505.22617 cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall, as ΔH ≈ −η
+# ----------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv 2505.22617
+# cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall, as ΔH ≈ −η
 # Cov(ln π, π Â). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken among those with cov
 # in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B) with the
 # largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those that clipping has
@@ -135,7 +135,7 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
     return masked_loss(-ratio * advantages + coef * log_ratio.abs(), response_mask, log_ratio, ratio, never, never)
 
 
-# -------------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
+# ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
 # Inside the bounds it is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r < 1 − ε it
 # is β₁ (1 − ε)/sg(r) · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/sg(r) · r Â. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
 

@@ -102,7 +102,7 @@ def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
     return fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
-# --------------------------------------------------------------------------------------------------------- will it fit?
+# ------------------------------------------------------------------------------------------------------ will it fit?
 
 GIB = 2**30
 

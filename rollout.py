@@ -61,8 +61,7 @@ class Rollouts:
         return per_row.repeat_interleave(self.lengths)
 
 
-# ---------------------------------------------------------------------------------------------- prompts -> responses ->
-# rewards
+# ----------------------------------------------------------------------------------- prompts -> responses -> rewards
 
 
 def collect(
@@ -209,7 +208,7 @@ def check_sampler(
     return mismatch
 
 
-# -------------------------------------------------------------------------------------------------------- micro-batches
+# ----------------------------------------------------------------------------------------------------- micro-batches
 
 OVERHEAD_TOKENS = 256  # a micro-batch's fixed cost in tokens: one more is worth it if it saves as much padding
 FILLER = -1  # in a plan: this rank has no row here, and runs a masked copy of a short one to keep step with the others

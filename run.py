@@ -2,6 +2,8 @@
 wrong."""
 
 import os
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,12 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 import data
 import rewards
 import tiny
-from checkpoint import Checkpointer, latest, make_run_directory
+from checkpoint import Checkpointer, make_run_directory
 from config import Config
 from controllers import Controller
-from distributed import Phases, print0
+from distributed import Phases, end_distributed, print0
+from metrics import Logger
+from plots import farewell
 from policy import Policy, build_policy, check_memory
 from sample import Sampler, eos_ids, make_sampler
 from schedules import OD, Fixed
@@ -76,7 +80,6 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
             f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}"
         )
     print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
-    directory = make_run_directory(cfg)
 
     sampler = make_sampler(
         cfg.sampler,
@@ -94,6 +97,7 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     policy = build_policy(model, mesh, cfg.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+    directory = make_run_directory(cfg)  # late, so that what went wrong before leaves none behind
     checkpointer = Checkpointer(directory, policy, optimizer)
     run = Run(
         cfg,
@@ -110,8 +114,8 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
         phases,
     )
     first_step = 0
-    if cfg.resume and (path := latest(directory)):
-        first_step = resume(run, checkpointer.load(path))
+    if cfg.resume and (state := checkpointer.load(directory)):
+        first_step = resume(run, state)
     if cfg.resume:
         print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
     sampler.sync(policy.full_tensors())
@@ -137,6 +141,29 @@ def resume(run: Run, state: dict) -> int:
     if run.controller:
         run.controller.load_state_dict(state["controller"])
     return state["step"]
+
+
+def finish(run: Run, logger: Logger) -> None:
+    """Waits for the last checkpoint, saves the model, and says on rank 0 what happened. A collective."""
+    logger.close()
+    with run.phases("save"):
+        run.checkpointer.finish()
+        run.policy.save(run.directory / "model", run.tokenizer)
+    if run.checkpointer.error:  # on rank 0
+        sys.exit(f"grpo.py: error: {run.checkpointer.error}")
+    if dist.get_rank() == 0:
+        print(farewell(run.cfg, run.directory), flush=True)
+    end_distributed(run.sampler)
+
+
+def stop_early(run: Run, logger: Logger, steps: int, signal_seen: int) -> None:
+    """Ends the process after `steps` steps, whose checkpoint has begun, because of a signal. A collective."""
+    run.checkpointer.finish()
+    logger.close()
+    name = signal.Signals(signal_seen).name
+    print0(f"stopped by {name} after {steps} steps; go on with --resume {run.directory}")
+    end_distributed(run.sampler)
+    sys.exit(128 + signal_seen)
 
 
 def save_evidence(run: Run, step: int) -> str:

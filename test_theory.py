@@ -75,8 +75,7 @@ def z(request):
     return POLICIES[request.param]
 
 
-# ----------------------------------------------------------------------------------------------- 1  gradients and their
-# inner product
+# ------------------------------------------------------------------------------ 1  gradients and their inner product
 
 
 @pytest.mark.parametrize("advantage, old_shift", [(1.3, 0.0), (-0.7, 0.0), (1.3, 0.4), (-0.7, -0.9)])
@@ -110,8 +109,7 @@ def test_a_step_changes_entropy_by_the_inner_product_to_first_order(a):
     assert all(abs(order - 2) < 0.1 for order in orders), orders
 
 
-# ----------------------------------------------------------------------------------------------------- 2  regions, rule
-# and boundary
+# ------------------------------------------------------------------------------------- 2  regions, rule and boundary
 
 
 def test_the_rule_gives_the_sign_of_the_token_specific_term_always(z):
@@ -185,8 +183,7 @@ def test_a_counterexample_by_hand(advantage, region):
     assert moved * -advantage < 0  # the rule predicts the sign of −Â
 
 
-# --------------------------------------------------------------------------------------------------------------- 3  two
-# identities
+# ------------------------------------------------------------------------------------------------- 3  two identities
 
 
 def test_a_constant_advantage_moves_entropy_nowhere_on_average(z):
@@ -205,8 +202,7 @@ def test_the_expected_change_is_minus_the_covariance_of_advantage_and_f(z):
     torch.testing.assert_close((p * entropy_change(logp, h, mean_f, advantages)).sum(), -covariance, atol=1e-12, rtol=0)
 
 
-# -------------------------------------------------------------------------------------------------------------------- 4
-# clipping
+# -------------------------------------------------------------------------------------------------------- 4 clipping
 
 
 def batch(seed: int = 0, n: int = 2000):
@@ -272,8 +268,7 @@ def test_the_dynamic_upper_bound_cannot_bind_for_likely_tokens():
     assert upper_bound(torch.tensor(0.799), U) < 1 / 0.799
 
 
-# ------------------------------------------------------------------------------------------ 5  training on one region's
-# tokens only
+# --------------------------------------------------------------------------- 5  training on one region's tokens only
 
 
 def train(weigh, seed: int, steps: int = 60) -> float:
@@ -312,8 +307,7 @@ def test_training_on_one_region_moves_entropy_as_predicted(region, sign):
     assert all(change * sign > 0.05 for change in changes), changes
 
 
-# -------------------------------------------------------------------------------------------- 6  the policy gradient is
-# bounded by entropy
+# ---------------------------------------------------------------------- 6  the policy gradient is bounded by entropy
 
 
 def test_the_policy_gradient_vanishes_with_entropy(z):
@@ -332,8 +326,7 @@ def test_the_policy_gradient_vanishes_with_entropy(z):
     assert (p * norms).sum() <= spread.clamp(min=0).sqrt() + 1e-12
 
 
-# ------------------------------------------------------------------------------------------- 7  gains on the regions as
-# an actuator
+# ---------------------------------------------------------------------------- 7  gains on the regions as an actuator
 
 
 @settings(deadline=None)  # a busy machine is not a failure

@@ -5,6 +5,7 @@
 #   ./torchrun.sh pytest [...]         the tests
 #   ./torchrun.sh python FILE [...]    any other file of this repository, in the same environment
 #
+# It may be called from any directory; the paths among its arguments are relative to that directory, and so is runs/.
 # NPROC_PER_NODE overrides the number of processes. Several nodes: set NNODES, NODE_RANK, MASTER_ADDR (and MASTER_PORT) on
 # each. A machine with GPUs has an environment of its own, .venv-cuda, beside .venv-cpu, so that a first start on a login
 # node without GPUs does not decide what the GPU nodes run.
@@ -64,13 +65,17 @@ case "${1:-}" in
     shift
     cd "$here" && exec "$venv/bin/python" -m pytest "$@"
     ;;
-  python) shift; cd "$here" && exec "$venv/bin/python" "$@" ;;
+  python)
+    shift
+    if [ -f "$here/${1:-}" ] && [ ! -f "$1" ]; then set -- "$here/$1" "${@:2}"; fi  # a file of ours, from elsewhere
+    PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH} exec "$venv/bin/python" "$@"
+    ;;
 esac
 
-cd "$here"
-"$venv/bin/python" config.py "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
+"$venv/bin/python" "$here/config.py" "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
 processes=${NPROC_PER_NODE:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo 2)}
+[[ "$processes" =~ ^[1-9][0-9]*$ ]] || { say "NPROC_PER_NODE is $processes: give a number of processes, at least 1"; exit 2; }
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 if [ "${NNODES:-1}" -gt 1 ]; then
   where=(--nnodes "$NNODES" --node_rank "${NODE_RANK:?}" --master_addr "${MASTER_ADDR:?}" --master_port "${MASTER_PORT:-29500}")
@@ -79,4 +84,4 @@ else
 fi
 # the batch scheduler's warnings go on to the ranks, which then have ten minutes to finish a step and save
 signals=(--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600)
-exec "$venv/bin/python" -m torch.distributed.run "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" grpo.py "$@"
+exec "$venv/bin/python" "$here/distributed.py" "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" "$here/grpo.py" "$@"

@@ -73,8 +73,7 @@ def print_table(*rows: tuple) -> None:
     print(f"| {head} |\n" + "|---" * len(rows[0]) + "|\n" + "\n".join(f"| {row} |" for row in rest), flush=True)
 
 
-# --------------------------------------------------------------------------------------------------------- clipping and
-# diagnostics
+# ------------------------------------------------------------------------------------------ clipping and diagnostics
 
 
 def bench_update(args: argparse.Namespace) -> None:
@@ -129,8 +128,7 @@ def bench_update(args: argparse.Namespace) -> None:
     end_distributed()
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# logits wall
+# --------------------------------------------------------------------------------------------------- the logits wall
 
 
 def plain_logp(hidden, tokens, head):
@@ -226,7 +224,7 @@ def bench_logits(args: argparse.Namespace) -> None:
         print_table((what, "seconds", "/ plain", "extra GiB", "/ plain", "largest difference of a gradient"), *rows)
 
 
-# -------------------------------------------------------------------------------------------------------------- padding
+# ----------------------------------------------------------------------------------------------------------- padding
 
 
 def bench_padding(args: argparse.Namespace) -> None:
@@ -265,7 +263,7 @@ def bench_padding(args: argparse.Namespace) -> None:
     print_table(*rows)
 
 
-# ----------------------------------------------------------------------------------------------------- rollout, scaling
+# -------------------------------------------------------------------------------------------------- rollout, scaling
 
 
 def bench_rollout(args: argparse.Namespace) -> None:
@@ -405,7 +403,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
     end_distributed()
 
 
-# ------------------------------------------------------------------------------------------------------------------ TRL
+# --------------------------------------------------------------------------------------------------------------- TRL
 
 
 def trl_steps(rollouts: int) -> dict[str, list[float]]:

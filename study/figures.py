@@ -98,8 +98,7 @@ def grid(rows: int, columns: int):
     return plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True, squeeze=False)
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# figures
+# ------------------------------------------------------------------------------------------------------- the figures
 
 
 def draw_regions(studies: dict[str, Runs], out: Path) -> None:
@@ -218,7 +217,7 @@ def draw_words(studies: dict[str, Runs], out: Path) -> None:
     save(figure, axes, out / "words.png")
 
 
-# ----------------------------------------------------------------------------------------------------------- the tables
+# -------------------------------------------------------------------------------------------------------- the tables
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:

@@ -6,15 +6,16 @@ Runs are stopped at an exact place by their own reward function, which is a user
 import json
 import os
 import resource
-import subprocess
-import sys
+import shutil
 
 import pytest
 import torch
-from helpers import HERE, torchrun
+from helpers import python, torchrun
 from safetensors.torch import load_file
 
+from checkpoint import lock, whole_checkpoints
 from config import parse_config
+from metrics import read_lines
 
 SABOTEUR = """
 import os, signal, sys
@@ -45,13 +46,14 @@ FLAGS = [
     2,
     "--reward",
     "saboteur:score",
-    "--od-ratio",
-    0.97,
 ]
 
 
 def steer(name):
-    return ["--objective" if name == "track" else "--schedule", name]
+    """The flags of a schedule or of `track`; od's band is so narrow that it turns within a few steps."""
+    if name == "track":
+        return ["--objective", "track"]
+    return ["--schedule", name, *(["--od-ratio", 0.97] if name == "od" else [])]
 
 
 @pytest.fixture(autouse=True)
@@ -144,33 +146,95 @@ def test_a_half_written_checkpoint_and_metrics_line_are_not_used(undisturbed, tm
     assert metrics(run) == metrics(undisturbed("id")) and same_weights(run, undisturbed("id"))
 
 
-def test_a_full_disk_does_not_end_the_run_until_its_last_save(tmp_path):
-    """The limit on a file's size stands in for a full disk: large enough for metrics, too small for a checkpoint or a
-    model."""
-    command = [sys.executable, "grpo.py", *map(str, FLAGS), "--schedule", "static", "--output", str(tmp_path / "run")]
-    done = subprocess.run(
-        command,
-        cwd=HERE,
-        capture_output=True,
-        text=True,
-        timeout=200,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)),
-    )
+@pytest.mark.parametrize("damage", ["truncated", "trainer.json"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken(undisturbed, tmp_path, damage):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed("id"), run)
+    shutil.rmtree(run / "model")
+    newest = run / "checkpoints/step-00006"
+    if damage == "truncated":
+        for shard in newest.glob("*.distcp"):
+            shard.write_bytes(shard.read_bytes()[:1000])
+    else:
+        (newest / "trainer.json").write_text("{")
+    done = torchrun("grpo.py", "--resume", run)
+    assert f"{newest} is damaged" in done.stderr and "after 4 of 6 steps" in done.stdout
+    assert metrics(run) == metrics(undisturbed("id")) and same_weights(run, undisturbed("id"))
+
+
+def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
+    for name in ("step-99980", "step-100000", "step-99990", "step-100010.tmp"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in whole_checkpoints(tmp_path)] == ["step-99980", "step-99990", "step-100000"]
+
+
+def test_a_run_directory_has_one_writer(tmp_path):
+    descriptor = lock(tmp_path / "run")
+    with pytest.raises(ValueError, match=rf"another run is writing into .*process {os.getpid()} on"):
+        lock(tmp_path / "run")
+    os.close(descriptor)
+    os.close(lock(tmp_path / "run"))
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="can't be written"):
+        lock(tmp_path / "file" / "run")
+
+
+FULL_DISK = """
+import json, resource, signal, sys, torch.distributed
+from pathlib import Path
+from config import parse_config
+from metrics import Logger, read_lines
+
+directory = Path(sys.argv[1])
+torch.distributed.get_rank = lambda: 0
+logger = Logger(parse_config(["--preset", "tiny"]), directory, 0)
+line = {"entropy": 0.5, "reward": 0.5, "clip_frac_high": 0, "clip_frac_low": 0, "reasons": {}}
+logger.log(line | {"step": 0})
+size = (directory / "metrics.jsonl").stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
+logger.log(line | {"step": 1})
+assert "File too large" in logger.flush()
+assert [line["step"] for line in read_lines(directory / "metrics.jsonl")] == [0]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+logger.log(line | {"step": 2})
+assert logger.flush() is None
+"""
+
+
+def test_metrics_that_a_full_disk_refused_are_written_later(tmp_path):
+    """A limit on the size of files stands in for the disk: it is reached in the middle of the second line."""
+    done = python("-c", FULL_DISK, tmp_path)
+    assert "metrics.jsonl can't be written (File too large): its lines are kept" in done.stdout + done.stderr
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("limit, steps", [(300_000, 6), (6_000, None)], ids=["no checkpoint", "no metrics either"])
+def test_a_full_disk_does_not_end_the_run_until_its_last_save(tmp_path, limit, steps):
+    """The limit on a file's size stands in for a full disk. It is too small for a checkpoint or a model, and in the
+    second case for the run's metrics too."""
+    flags = [*FLAGS, "--schedule", "static", "--output", tmp_path / "run"]
+    full = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    done = python("grpo.py", *flags, check=False, **full)
     assert done.returncode == 1
     assert done.stderr.count("going on, the one before it is kept") == 3
-    assert len(metrics(tmp_path / "run")) == 6 and not list((tmp_path / "run/checkpoints").iterdir())
+    assert not list((tmp_path / "run/checkpoints").glob("*"))
+    if steps is None:
+        assert "metrics.jsonl can't be written" in done.stderr and 0 < len(metrics(tmp_path / "run")) < 6
+    else:
+        assert len(metrics(tmp_path / "run")) == steps
     assert "step-00006 could not be saved" in done.stderr and not (tmp_path / "run/curves.png").exists()
 
 
-# ------------------------------------------------------------------------------------------------------ flags on resume
+# --------------------------------------------------------------------------------------------------- flags on resume
 
 
 @pytest.fixture
 def saved(tmp_path, capsys):
-    cfg = parse_config(["--preset", "tiny", "--schedule", "did", "--lr", "1e-5", "--output", str(tmp_path)])
-    (tmp_path / "config.json").write_text(cfg.to_json())
-    return tmp_path
+    directory = tmp_path / "run"
+    cfg = parse_config(["--preset", "tiny", "--schedule", "did", "--lr", "1e-5", "--output", str(directory)])
+    directory.mkdir()
+    (directory / "config.json").write_text(cfg.to_json())
+    return directory
 
 
 def test_resume_takes_the_runs_flags_and_lists_changes(saved):
@@ -186,11 +250,18 @@ def test_resume_refuses_another_run(saved, flags, capsys):
     with pytest.raises(SystemExit) as stop:
         parse_config(["--resume", str(saved), *flags])
     assert stop.value.code == 2
-    assert flags[0][2:].replace("-", "_") in capsys.readouterr().err and "--resume-anyway" not in flags
-    assert (
-        getattr(parse_config(["--resume", str(saved), *flags, "--resume-anyway"]), flags[0][2:].replace("-", "_"))
-        is not None
-    )
+    assert flags[0][2:].replace("-", "_") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message", [("[1]", "it is no object"), ('{"preset": "tiny"}', "schedule"), ("{", "not JSON")]
+)
+def test_resume_of_a_damaged_configuration_is_one_line(saved, text, message, capsys):
+    (saved / "config.json").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        parse_config(["--resume", str(saved)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and len(error.splitlines()) == 1
 
 
 def test_resume_of_nothing(tmp_path, capsys):
@@ -201,8 +272,7 @@ def test_resume_of_nothing(tmp_path, capsys):
     assert cfg.resume is None and cfg.output == str(tmp_path / "new")
 
 
-# ------------------------------------------------------------------------------------------------------ numbers that go
-# wrong
+# --------------------------------------------------------------------------------------------- numbers that go wrong
 
 
 def test_advantages_that_are_not_finite_end_the_run_on_all_ranks_and_are_kept(tmp_path, monkeypatch):

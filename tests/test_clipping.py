@@ -1,6 +1,8 @@
 """The clipped surrogate, token statistics and region masks as code: pytest tests/test_clipping.py (the mathematics:
 test_theory.py)"""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -54,6 +56,15 @@ def test_nothing_but_masked_tokens_is_zero_not_nan():
     )
     loss.sum().backward()
     assert loss.sum() == 0 and (logp.grad == 0).all() and sums["tokens"] == 0
+
+
+def test_a_large_ratio_that_is_not_insane_is_left_alone():
+    """Â < 0 and r = e^15: the lower bound does not bind, and the gradient is r |Â|."""
+    old, advantages = torch.tensor([-16.0], dtype=torch.float64), torch.tensor([-2.0], dtype=torch.float64)
+    logp = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
+    loss, sums = clipped_surrogate(old, logp, advantages, torch.tensor([True]), STATIC, STATIC)
+    loss.sum().backward()
+    assert loss.item() == logp.grad.item() == pytest.approx(2 * math.exp(15)) and sums["ratio_clamped"] == 0
 
 
 def test_an_insane_ratio_is_clamped_in_log_space_and_counted():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import HERE, tiny_config, torchrun
+from helpers import HERE, python, tiny_config, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import tiny
@@ -18,7 +18,7 @@ from rollout import Rollouts
 REGIONS = {"E1", "E2", "E3", "E4"}
 
 
-# ----------------------------------------------------------------------------------------------------------- one update
+# -------------------------------------------------------------------------------------------------------- one update
 
 
 def test_group_advantages_by_hand():
@@ -78,7 +78,8 @@ def loss_weights(tied: bool) -> list[torch.Tensor]:
 
 def plain_grpo_update(tied: bool, optimizer: str) -> dict[str, torch.Tensor]:
     """The same update as `update` with the static schedule, written out with nothing of this repository's but its
-    shuffling seed: one row at a time, whole logits, PPO's clip at 0.2 on both sides."""
+    shuffling seed: one row at a time, whole logits. The tied model is clipped at 0.2 on both sides, the untied one by U
+    above and M below."""
     rollouts, old_logp, advantages = fixed_batch()
     model, weights = fixed_model(tied), loss_weights(tied)
     optimizer = OPTIMIZERS[optimizer](model.parameters())
@@ -91,7 +92,9 @@ def plain_grpo_update(tied: bool, optimizer: str) -> dict[str, torch.Tensor]:
                 logits = model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1]
                 logp = logits.log_softmax(-1)[range(len(response)), response]
                 ratio = torch.exp(logp - old_logp[i])
-                surrogate = torch.min(ratio * advantages[i], torch.clamp(ratio, 1 - 0.2, 1 + 0.2) * advantages[i])
+                p = logp.detach().exp()
+                low, high = (1 - 0.2, 1 + 0.2) if tied else (1 - (0.3 - 0.13 * p), 1 + (0.5 - 0.25 * p))
+                surrogate = torch.min(ratio * advantages[i], torch.clamp(ratio, low, high) * advantages[i])
                 loss, tokens = loss - (weights[i] * surrogate).sum(), tokens + len(response)
             optimizer.zero_grad()
             (loss / tokens).backward()
@@ -141,14 +144,65 @@ def updates_on_these_ranks(directory: Path) -> None:
                 rollouts, torch.cat(old_logp), rollouts.per_token(advantages), ones.bool(), weights, 0 * ones, ones
             )
             optimizer_of = OPTIMIZERS[optimizer](policy.parameters())
-            report = update(policy, optimizer_of, batch, cfg, 7, upper=(0.0, 0.2), lower=(0.0, 0.2))
+            upper, lower = ((0.0, 0.2), (0.0, 0.2)) if tied else ((-0.25, 0.5), (-0.13, 0.3))
+            report = update(policy, optimizer_of, batch, cfg, 7, upper=upper, lower=lower)
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors()), report
     if rank == 0:
         torch.save(results, directory / "results.pt")
     end_distributed()
 
 
-# ----------------------------------------------------------------------------------------------------------- whole runs
+# ---------------------------------------------------------------------------------------------------------- one step
+
+
+SPY = """
+import sys, torch, grpo
+from config import parse_config
+from distributed import Phases, end_distributed, init_distributed
+
+argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8"
+cfg = parse_config([*argv.split(), "--train-regions", "E1,E2,E3", "--output", sys.argv[1] + "/run"])
+phases = Phases(10)
+run, _ = grpo.set_up(cfg, init_distributed(5), phases)
+seen, update = {}, grpo.update
+
+def spy(policy, optimizer, batch, cfg, step, **lines):
+    seen.update(lines, batch=batch)
+    return update(policy, optimizer, batch, cfg, step, **lines)
+
+grpo.update = spy
+seen["line"] = grpo.training_step(run, 0)
+torch.save(seen, sys.argv[1] + "/seen.pt")
+end_distributed(run.sampler)
+"""
+
+
+def test_what_a_step_hands_to_the_update(tmp_path):
+    """Looked at from outside `update`: thresholds, weights of tokens, and the entropy, which is a mean over tokens."""
+    python("-c", SPY, tmp_path)
+    seen = torch.load(tmp_path / "seen.pt", weights_only=False)
+    batch, line = seen["batch"], seen["line"]
+    assert (seen["upper"], seen["lower"]) == ((-0.25, 0.5), (0.0, 0.2)) == (line["upper"], line["lower"])
+    assert line["controller"] == 1.0  # 4 ln 2 > 1: all the gain there is, upwards
+
+    model = AutoModelForCausalLM.from_pretrained(tiny.ensure_model())
+    rollouts, entropy = batch.rollouts, []
+    for prompt, response in zip(rollouts.prompts, rollouts.responses):
+        with torch.no_grad():
+            logits = model(torch.cat([prompt, response]).long()[None]).logits[0, len(prompt) - 1 : -1]
+        entropy.append(torch.distributions.Categorical(logits=logits).entropy())
+    assert len({len(row) for row in entropy}) > 1  # so that a mean of the rows' means would be another number
+    entropy = torch.cat(entropy)
+    assert line["entropy"] == pytest.approx(entropy.mean().item(), abs=1e-5)
+
+    expected, up = batch.old_logp > -entropy, batch.advantages > 0
+    clear = ((batch.old_logp + entropy).abs() > 1e-4) & (batch.advantages != 0)  # not on a boundary
+    want = torch.zeros(len(entropy))  # E1: 1 − u = 0; E4: not trained
+    want[~expected & up] = want[expected & ~up] = 2  # E2 and E3: 1 + u
+    assert torch.equal(batch.weights[clear], want[clear]) and len(want.unique()) == 2
+
+
+# -------------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(scope="module")
@@ -326,7 +380,7 @@ def test_other_ways_to_steer_entropy(flags, tmp_path):
         assert lines[0]["controller"] is None and lines[0]["target"] is None
 
 
-# ------------------------------------------------------------------------------------------------------------ bad input
+# --------------------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

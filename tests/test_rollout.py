@@ -24,8 +24,7 @@ needs_vllm = pytest.mark.skipif(
 )
 
 
-# ---------------------------------------------------------------------------------------------------------- filling the
-# batch
+# ------------------------------------------------------------------------------------------------- filling the batch
 
 
 class ScriptedSampler:
@@ -89,8 +88,7 @@ def test_dynamic_sampling_is_bounded_and_fills_up(alone):
     assert len(rollouts.rewards) == 8 and not rollouts.rewards.any()
 
 
-# ------------------------------------------------------------------------------------------------------------------ the
-# formulas
+# ------------------------------------------------------------------------------------------------------ the formulas
 
 
 @given(st.integers(1, 100), st.integers(0, 200), st.integers(0, 200))
@@ -123,8 +121,7 @@ def test_mismatch_estimates_the_kl_without_bias(seed):
     assert found["max"] == pytest.approx((train - sampler).abs().max().item()) and 0 < found["mean"] < found["max"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- whole
-# runs
+# -------------------------------------------------------------------------------------------------------- whole runs
 
 SHORT = ["--preset", "tiny", "--total-steps", 3, "--prompts-per-step", 8, "--schedule", "static"]
 

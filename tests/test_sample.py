@@ -107,8 +107,7 @@ def check_endings(groups, max_new_tokens):
     assert {c.finished for c in completions} == {True, False}
 
 
-# ----------------------------------------------------------------------------------------------------- the transformers
-# sampler
+# ------------------------------------------------------------------------------------------ the transformers sampler
 
 
 @pytest.mark.parametrize("max_rows", [256, 3])
@@ -205,7 +204,7 @@ def test_top_k_then_top_p_by_their_definition(logits, top_k, top_p, temperature)
     torch.testing.assert_close(logp[kept], expected, atol=1e-4, rtol=0)
 
 
-# ----------------------------------------------------------------------------------------------------------------- sync
+# -------------------------------------------------------------------------------------------------------------- sync
 
 
 def changed(name, change):
@@ -255,7 +254,7 @@ def test_a_bad_sync_raises_and_nothing_is_sampled_from_its_leavings(sampler):
     assert largest_difference(trainer, PROMPTS, sampler.generate(PROMPTS, 4, Sampling(16), seed=0), Sampling(16)) < 1e-5
 
 
-# ----------------------------------------------------------------------------------------------------- what it is given
+# -------------------------------------------------------------------------------------------------- what it is given
 
 
 def test_eos_comes_from_the_generation_config_or_else_the_tokenizer(tmp_path, model_dir):
@@ -298,8 +297,7 @@ def test_bad_input(sampler):
         make_sampler("vLLM", "nowhere", device=CPU, dtype=torch.float32, max_len=1, seed=0)
 
 
-# ------------------------------------------------------------------------------------------------------------- vLLM, in
-# other processes
+# ------------------------------------------------------------------------------------------ vLLM, in other processes
 
 
 def run_this_file(*args, ranks=None):
