@@ -12,6 +12,7 @@ import shutil
 import socket
 import sys
 from pathlib import Path
+from typing import IO
 
 import torch
 import torch.distributed as dist
@@ -24,25 +25,29 @@ from distributed import gather, print0
 KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 
 
-def lock(directory: Path) -> int:
-    """Makes `directory` and takes its lock until this process ends, however it ends. Returns the lock's file
-    descriptor. Raises ValueError if another process holds it, or if the directory can't be written."""
+_held = []  # the locks of this process
+
+
+def lock(directory: Path) -> IO:
+    """Makes `directory` and takes its lock, for as long as the file that is returned is open and this process lives,
+    however it ends. Raises ValueError if another process holds it, or if the directory can't be written."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT)
+        file = open(directory / ".lock", "a+")
     except OSError as error:
         raise ValueError(f"{directory} can't be written: {error.strerror}") from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        owner = os.read(descriptor, 200).decode(errors="replace").strip()
-        os.close(descriptor)
+        file.seek(0)
+        owner = file.read(200).strip()
         raise ValueError(f"another run is writing into {directory} ({owner}): wait for it, or stop it") from None
     except OSError:
         pass  # a file system without locks
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-    return descriptor
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def make_run_directory(cfg: Config) -> Path:
@@ -58,7 +63,7 @@ def make_run_directory(cfg: Config) -> Path:
         try:
             if not cfg.resume:
                 require_new(cfg.output)
-            lock(path)
+            _held.append(lock(path))
             if cfg.resume:
                 changes = cfg.changes(json.loads((path / "config.json").read_text()))
                 print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="")
@@ -151,7 +156,8 @@ class Checkpointer:
                 set_state_dict(
                     self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
                 )
-            except Exception as error:  # noqa: BLE001  whatever a damaged file may make torch raise
+            # whatever a damaged file may make torch raise; CheckpointException is no Exception
+            except (Exception, dcp.api.CheckpointException) as error:
                 errors = [" ".join(f"{type(error).__name__}: {error}".split())[:300]]
             errors = gather(errors)
             if not errors:

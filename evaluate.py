@@ -1,10 +1,8 @@
 r"""Evaluate models on math benchmarks: avg@n, pass@k and majority@n with confidence intervals, every completion kept.
 
-    python evaluate.py --model Qwen/Qwen2.5-Math-7B runs/paper-id-seed0/model --benchmarks aime24,aime25 --output
-    runs/aime
+    python evaluate.py --model Qwen/Qwen2.5-Math-7B RUN/model --benchmarks aime24,aime25 --output runs/aime
     torchrun --nproc_per_node 8 evaluate.py --model ...        # the same, with the questions split over 8 GPUs
     python evaluate.py --rescore --output runs/aime           # after a change of rewards.py: generates nothing
-    python evaluate.py --compare runs/a/results.json runs/b/results.json --output runs/both
 
 avg@n      the mean reward of a question's n completions, and of that the mean over questions
 pass@k     the chance that k of them, drawn without replacement, hold a correct one (unbiased: arXiv 2107.03374)
@@ -38,6 +36,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import rewards
 import tiny
+from checkpoint import lock
 from data import BENCHMARKS, encode_prompt, load_benchmark
 from distributed import end_distributed, gather, init_distributed, seed_of
 from plots import plt
@@ -177,20 +176,6 @@ def plot_passk(models: dict[str, dict], path: Path) -> None:
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
-
-
-def read_results(paths: list[str]) -> dict[str, dict]:
-    """The models of several results.json together. Raises ValueError if a file is none of ours."""
-    models = {}
-    for path in paths:
-        try:
-            found = json.loads(Path(path).read_text())["models"]
-        except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{path} is not a results.json of evaluate.py") from None
-        models |= {
-            model if model not in models else f"{model} ({path})": benchmarks for model, benchmarks in found.items()
-        }
-    return models
 
 
 def read_samples(path: Path) -> Iterator[dict]:
@@ -400,7 +385,6 @@ def main(argv: list[str] | None = None) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", nargs="+", help="directories or hub ids of models, or tiny: the built-in one")
     what.add_argument("--rescore", action="store_true", help="score the completions in --output again")
-    what.add_argument("--compare", nargs="+", metavar="RESULTS", help="results.json files to show together")
     parser.add_argument(
         "--benchmarks",
         default=",".join(BENCHMARKS),
@@ -419,21 +403,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed"
     )
-    parser.add_argument(
-        "--output", help="directory of the results; none: runs/evaluation, or for --compare runs/comparison"
-    )
+    parser.add_argument("--output", default="runs/evaluation", help="directory of the results")
     args = parser.parse_args(argv)
-    args.output = args.output or ("runs/comparison" if args.compare else "runs/evaluation")
     disable_progress_bar()  # of loading weights
     rank, out = int(os.environ.get("RANK", 0)), Path(args.output)
     try:
+        held = lock(out) if rank == 0 else None  # until the end: two evaluations into one file would mix
         if args.model:
             plan = [prepare(args) if rank == 0 else None]
-        elif args.rescore:
+        else:
             rescore(out / "samples.jsonl")
             report(summarize_samples(out / "samples.jsonl"), out)
-        else:
-            report(read_results(args.compare), out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: error: {' '.join(str(error).split())}\n")
     if args.model:
@@ -442,6 +422,7 @@ def main(argv: list[str] | None = None) -> None:
         generate(args, *plan[0], device)
         if rank == 0:
             report(summarize_samples(out / "samples.jsonl"), out)
+            held.close()
 
 
 if __name__ == "__main__":

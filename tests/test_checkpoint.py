@@ -33,20 +33,9 @@ def score(golds, completions):
         os.kill(os.getpid(), getattr(signal, action))
     return rewards.score(golds, completions)
 """
-FLAGS = [
-    "--preset",
-    "tiny",
-    "--total-steps",
-    6,
-    "--prompts-per-step",
-    8,
-    "--sampler",
-    "transformers",
-    "--save-every",
-    2,
-    "--reward",
-    "saboteur:score",
-]
+FLAGS = (
+    "--preset tiny --total-steps 6 --prompts-per-step 8 --sampler transformers --save-every 2 --reward saboteur:score"
+).split()
 
 
 def steer(name):
@@ -169,11 +158,11 @@ def test_checkpoints_are_in_the_order_of_their_steps(tmp_path):
 
 
 def test_a_run_directory_has_one_writer(tmp_path):
-    descriptor = lock(tmp_path / "run")
+    held = lock(tmp_path / "run")
     with pytest.raises(ValueError, match=rf"another run is writing into .*process {os.getpid()} on"):
         lock(tmp_path / "run")
-    os.close(descriptor)
-    os.close(lock(tmp_path / "run"))
+    held.close()
+    lock(tmp_path / "run").close()
     (tmp_path / "file").touch()
     with pytest.raises(ValueError, match="can't be written"):
         lock(tmp_path / "file" / "run")

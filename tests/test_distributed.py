@@ -20,18 +20,7 @@ from test_checkpoint import metrics, weights
 from distributed import my_share, seed_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-FLAGS = [
-    "--preset",
-    "tiny",
-    "--total-steps",
-    "3",
-    "--prompts-per-step",
-    "8",
-    "--sampler",
-    "transformers",
-    "--schedule",
-    "id",
-]
+FLAGS = "--preset tiny --total-steps 3 --prompts-per-step 8 --sampler transformers --schedule id".split()
 MISCHIEF = """
 import os, time, signal
 import rewards
@@ -145,16 +134,7 @@ class TestEndings:
         ["grpo.py", *FLAGS, "--total-steps", "1", "--output", "OUT"],
         [
             "evaluate.py",
-            "--model",
-            "tiny",
-            "--benchmarks",
-            "tiny",
-            "--samples",
-            "1",
-            "--sampler",
-            "transformers",
-            "--output",
-            "OUT",
+            *"--model tiny --benchmarks tiny --samples 1 --sampler transformers --output OUT".split(),
         ],
     ],
 )

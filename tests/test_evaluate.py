@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import evaluate
 import tiny
+from checkpoint import lock
 from evaluate import bootstrap, differences, majority, pass_at_k, per_question, summarize
 
 needs_vllm = pytest.mark.skipif(
@@ -234,18 +235,12 @@ def test_rescore_gives_todays_verdicts_without_sampling(evaluated, tmp_path):
     assert json.loads((tmp_path / "results.json").read_text()) == json.loads((out / "results.json").read_text())
 
 
-def test_compare_draws_results_together(evaluated, tmp_path, capsys):
-    results = str(evaluated[0] / "results.json")
-    evaluate.main(["--compare", results, results, "--output", str(tmp_path)])
-    table = capsys.readouterr().out
-    assert "minus tiny, question by question" in table and "avg +0.0 [+0.0, +0.0]" in table
-    assert (tmp_path / "passk.png").exists()
-
-
-def test_compare_does_not_overwrite_an_evaluation(evaluated, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    evaluate.main(["--compare", str(evaluated[0] / "results.json")])
-    assert os.listdir("runs") == ["comparison"]
+def test_two_evaluations_into_one_directory_are_refused(tmp_path, capsys):
+    held = lock(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--rescore", "--output", str(tmp_path)])
+    assert stop.value.code == 2 and "another run is writing into" in capsys.readouterr().err
+    held.close()
 
 
 @pytest.mark.parametrize(
@@ -312,8 +307,6 @@ def test_an_error_ends_every_rank(tmp_path):
 @pytest.mark.parametrize(
     "name, text, flags, message",
     [
-        ("results.json", "{}", ["--compare", "results.json"], "is not a results.json"),
-        ("results.json", "{}", ["--compare", "none.json"], "No such file"),
         ("results.json", "{}", ["--rescore", "--output", "."], "No such file"),
         ("samples.jsonl", "", ["--rescore", "--output", "."], "holds no completions"),
         ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--output", "."], "holds no completions"),
