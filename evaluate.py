@@ -23,6 +23,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
@@ -408,21 +409,18 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()  # of loading weights
     rank, out = int(os.environ.get("RANK", 0)), Path(args.output)
     try:
-        held = lock(out) if rank == 0 else None  # until the end: two evaluations into one file would mix
-        if args.model:
-            plan = [prepare(args) if rank == 0 else None]
-        else:
-            rescore(out / "samples.jsonl")
-            report(summarize_samples(out / "samples.jsonl"), out)
+        with lock(out) if rank == 0 else nullcontext():  # two evaluations into one directory would mix
+            if args.model:
+                plan = [prepare(args) if rank == 0 else None]
+                device = init_distributed(timeout_minutes=600)
+                dist.broadcast_object_list(plan)
+                generate(args, *plan[0], device)
+            else:
+                rescore(out / "samples.jsonl")
+            if rank == 0:
+                report(summarize_samples(out / "samples.jsonl"), out)
     except (ValueError, OSError) as error:
         parser.exit(2, f"evaluate.py: error: {' '.join(str(error).split())}\n")
-    if args.model:
-        device = init_distributed(timeout_minutes=600)
-        dist.broadcast_object_list(plan)
-        generate(args, *plan[0], device)
-        if rank == 0:
-            report(summarize_samples(out / "samples.jsonl"), out)
-            held.close()
 
 
 if __name__ == "__main__":

@@ -259,13 +259,14 @@ def update(
 # ----------------------------------------------------------------------------------------------------------- the run
 
 
-def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) -> None:
+def train(cfg: Config, device: torch.device, phases: Phases) -> None:
     try:
         run, first_step = set_up(cfg, device, phases)
     except ValueError as error:  # a user's mistake: one line from one rank
         print0(f"grpo.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     logger = Logger(cfg, run.directory, first_step)
+    stop = StopRequest()  # until here a signal ends the process at once: there was nothing to lose
 
     for step in range(first_step, cfg.total_steps):
         start = time.perf_counter()
@@ -290,13 +291,13 @@ def train(cfg: Config, device: torch.device, phases: Phases, stop: StopRequest) 
 def main(argv: list[str] | None = None) -> None:
     cfg = parse_config(argv)
     transformers_logging.disable_progress_bar()
-    phases, stop = Phases(cfg.timeout_minutes), StopRequest()
+    phases = Phases(cfg.timeout_minutes)
     # a collective may take a minute longer than a phase, so that the phase that hangs is named first
     device = init_distributed(cfg.timeout_minutes + 1)
     where = "GPUs" if device.type == "cuda" else "CPU processes"
     print0(f"preset {cfg.preset} on {dist.get_world_size()} {where}: {cfg.own_flags()}")
     try:
-        train(cfg, device, phases, stop)
+        train(cfg, device, phases)
     except KeyboardInterrupt:
         print0(f"interrupted in {phases.where}")
         sys.exit(130)

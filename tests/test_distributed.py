@@ -110,15 +110,15 @@ class TestEndings:
         assert code == 1
         assert "rank 1, step 0, phase reward: not done after 0.25 minutes (--timeout-minutes)" in log
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_to_torchrun_ends_all(self, tmp_path, number):
         job = Job(tmp_path, "--total-steps", "1000")
         job.wait_for_steps(1)
         job.process.send_signal(number)
         code, log = job.end(within=400)
         assert code != 0
-        if number == signal.SIGTERM:
-            assert "stopped by SIGTERM after" in log and list((tmp_path / "run/checkpoints").glob("step-*[0-9]"))
+        assert f"stopped by {number.name} after" in log
+        assert list((tmp_path / "run/checkpoints").glob("step-*[0-9]"))
 
     def test_kill_9_of_torchrun_ends_its_ranks(self, tmp_path):
         job = Job(tmp_path, "--total-steps", "1000")
