@@ -39,7 +39,7 @@ EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally 
 TRAIN, EVAL = 728, 172  # problems in the splits
 STEPS, BATCH, LEARNING_RATE = 500, 192, 4e-3
 CACHE = Path(__file__).parent / ".cache"
-MAX_LENGTH = 64  # of prompt and response together
+MAX_LENGTH = 256  # of prompt and response together
 
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
