@@ -47,7 +47,7 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     Raises ValueError if it can't be read, is empty or lacks a column, and for golds that rewards.py can't use, naming their rows.
     """
     if source == "tiny":
-        return tiny.problems(569 if split == "train" else 160, seed=0, split=split)
+        return tiny.problems(tiny.TRAIN if split == "train" else tiny.EVAL, seed=0, split=split)
     rows, bad = _read(source, split)
     if bad:
         raise ValueError(f"{source}: {len(bad)} rows can't be used; " + "; ".join(bad[:3]))

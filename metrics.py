@@ -84,6 +84,7 @@ class Logger:
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(path)
         self.file, self.unwritten = open(path, "ab", buffering=0), b""
+        self.first_entropy = kept[0]["entropy"] if kept else None
         self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.schedule, unit="step", dynamic_ncols=True)
         self.send = lambda metrics, step: None
         if cfg.report_to == "wandb":
@@ -115,8 +116,11 @@ class Logger:
             items = value.items() if isinstance(value, dict) else [(None, value)]
             flat |= {key if k is None else f"{key}/{k}": float(v) for k, v in items if isinstance(v, (int, float))}
         self.send(flat, metrics["step"])
-        shown = {"reward": "reward", "entropy": "H", "clip_frac_high": "clip↑", "clip_frac_low": "clip↓"}
-        self.bar.set_postfix({short: f"{metrics[key]:.4f}" for key, short in shown.items()}, refresh=False)
+        entropy = metrics["entropy"]
+        self.first_entropy = self.first_entropy or entropy
+        shown = {"reward": "reward", "clip_frac_high": "clip↑", "clip_frac_low": "clip↓"}
+        where = {"H": f"{entropy:.3f} ({entropy / self.first_entropy:.0%} of the start)"}
+        self.bar.set_postfix(where | {short: f"{metrics[key]:.4f}" for key, short in shown.items()}, refresh=False)
         self.bar.update()
         failed = sum(metrics["reasons"].get(reason, 0.0) for reason in ("timeout", "crash", "deadline"))
         if failed > 0.01:

@@ -2,17 +2,23 @@ r"""A task and a model small enough to watch entropy control work on a laptop: n
 
     python tiny.py --output tiny-model       # warm start (about half a minute), then pass rate and entropy
 
-Prompt `7+2+9=?`; a response is about 20 tokens, like `so 7+2=9;9+9=18,\boxed{18}`: one token per character, one for
-`\boxed{`. The model imitates a *sloppy* teacher, who writes the solution in one of many ways (order of the terms,
-filler words, marks) and gets each partial sum wrong with probability 0.3. So it starts with a pass rate near 0.47 and
-an entropy near 0.43 nats per token, knows the sums (greedily it is right more than nine times in ten), and has noise
-for RL to sharpen.
+The task in one sentence: given a number of three digits, write six characters of any kind and then a box with two
+digits, whose number must make a prime when it is added to the given one. To `347` the response `e!ae(a\boxed{20}` is
+correct, because 367 is a prime. There are about 14 correct boxes for each number, and the six characters are free.
+
+So a response is like a real solution in two ways: there are many correct ones, and most tokens do not decide whether it
+is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the
+noise of sampling, and by what the clip thresholds let through. That is why this task shows what the schedules do.
+
+The model starts as an imitation of Zipf's law: a few characters take most of the probability, and most are rare. Which
+ones they are depends on the prompt.
 """
 
 import argparse
+import functools
 import hashlib
-import itertools
 import random
+import re
 import tempfile
 import time
 import zlib
@@ -23,41 +29,68 @@ from tokenizers import AddedToken, pre_tokenizers
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
+from rewards import Result
+
 BOX = "\\boxed{"
-SLIP_RATE = 0.3  # two sums per problem: the teacher is right about half of the time
-SLIPS = (-1, 1, 2, 10)  # what a wrong partial sum is off by; it stays positive
-OPENINGS = ("", "so ", "ok ", "hm ", "er ")
-MARKS = (";", ",", ".", ":", " ")
-STEPS, BATCH, LEARNING_RATE = 800, 64, 4e-3
+DIGITS = "0123456789"
+CHARACTERS = "".join(chr(code) for code in range(33, 127) if chr(code) not in DIGITS + "\\{}")  # of the free part: 81
+FREE, BOXED = 6, 2  # characters before the box and in it
+EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally frequent in the box
+TRAIN, EVAL = 728, 172  # problems in the splits
+STEPS, BATCH, LEARNING_RATE = 500, 192, 4e-3
 CACHE = Path(__file__).parent / ".cache"
 MAX_LENGTH = 256  # of prompt and response together
 
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
-    """`n` problems {"problem": "7+2+9=?", "answer": "18"}, the same for the same arguments. They are distinct as long
-    as the split has that many (569 train, 160 eval), and repeated evenly beyond. The splits share no problem, not even
-    with its terms in another order.
+    """`n` problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the number only.
+    They are distinct as long as the split has that many (TRAIN or EVAL), and repeated evenly beyond. The splits share no
+    number. Raises ValueError for another split.
     """
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
-    held_out = split == "eval"
-    sums = itertools.product(range(1, 10), repeat=3)
-    pool = [terms for terms in sums if (zlib.crc32(bytes(sorted(terms))) % 5 == 0) == held_out]
+    pool = [str(number) for number in range(100, 1000) if (zlib.crc32(b"%d" % number) % 5 == 0) == (split == "eval")]
     rng = random.Random(seed)
-    chosen = [terms for _ in range(-(-n // len(pool))) for terms in rng.sample(pool, len(pool))]
-    return [{"problem": "+".join(map(str, terms)) + "=?", "answer": str(sum(terms))} for terms in chosen[:n]]
+    chosen = [number for _ in range(-(-n // len(pool))) for number in rng.sample(pool, len(pool))]
+    return [{"problem": number, "answer": number} for number in chosen[:n]]
 
 
-def teacher(problem: str, rng: random.Random) -> str:
-    """One of the many ways to solve `problem`. Each partial sum is wrong with probability SLIP_RATE, and carried on."""
-    terms = [int(term) for term in problem.removesuffix("=?").split("+")]
-    total, *rest = rng.sample(terms, len(terms))
-    text = rng.choice(OPENINGS)
-    for term in rest:
-        result = total + term + (rng.choice(SLIPS) if rng.random() < SLIP_RATE else 0)
-        text += f"{total}+{term}={result}{rng.choice(MARKS)}"
-        total = result
-    return f"{text}{BOX}{total}}}"
+def is_prime(number: int) -> bool:
+    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
+
+
+def score(golds: list, completions: list) -> list[Result]:
+    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number added to the gold is a prime, and
+    0 for every other. It is exact: the same completion always gets the same reward. For --reward tiny:score.
+    """
+    results = []
+    for gold, completion in zip(golds, completions, strict=True):
+        box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
+        correct = box is not None and is_prime(int(gold) + int(box[1]))
+        results.append(Result(float(correct), "correct" if correct else "wrong" if box else "no_box", box and box[1]))
+    return results
+
+
+@functools.cache
+def tables() -> tuple[torch.Tensor, torch.Tensor]:
+    """What a digit of the prompt, at each of its 3 places, adds to the teacher's logits: of the free characters
+    [3, 10, FREE, 81] and of the digits in the box [3, 10, BOXED, 10].
+    """
+    generator = torch.Generator().manual_seed(7)
+    free = torch.randn(3, 10, FREE, len(CHARACTERS), generator=generator)
+    return free / 3**0.5, torch.randn(3, 10, BOXED, len(DIGITS), generator=generator) / 3**0.5
+
+
+def teacher(prompts: list[str], generator: torch.Generator) -> list[str]:
+    """A response to each prompt, sampled. Neither the free characters nor the box look at what is correct."""
+    digits = torch.tensor([[int(digit) for digit in prompt] for prompt in prompts])  # [N, 3]
+    zipf = -EXPONENT * torch.arange(1, len(CHARACTERS) + 1).log()
+    texts = []
+    for table, law, alphabet in zip(tables(), (zipf, torch.zeros(len(DIGITS))), (CHARACTERS, DIGITS)):
+        p = (law + table[torch.arange(3), digits].sum(1)).softmax(-1)  # [N, FREE or BOXED, alphabet]
+        chosen = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
+        texts.append(["".join(alphabet[i] for i in row) for row in chosen.tolist()])
+    return [f"{free}{BOX}{boxed}}}" for free, boxed in zip(*texts)]
 
 
 def make_tokenizer() -> Qwen2Tokenizer:
@@ -85,7 +118,7 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 model of 0.1M parameters (fp32, on the CPU) trained to imitate the teacher on the train split. It depends
     on `seed` alone and leaves the caller's random state as it was.
     """
-    rng = random.Random(seed)
+    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         # Heads of 32: the smallest that vLLM's attention kernels take.
@@ -110,11 +143,11 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS, pct_start=0.1, cycle_momentum=False)
     for _ in tqdm(range(STEPS), desc="warm start of the tiny model", unit="step"):
         prompts = [problem["problem"] for problem in problems(BATCH, seed=rng.getrandbits(32))]
-        texts = [prompt + teacher(prompt, rng) + tokenizer.eos_token for prompt in prompts]
-        batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")  # (BATCH, length)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels[:, : len(prompts[0])] = -100  # prompts have one length
-        loss = model(**batch, labels=labels).loss
+        texts = [p + response + tokenizer.eos_token for p, response in zip(prompts, teacher(prompts, generator))]
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]  # [BATCH, 14]: all have one length
+        labels = ids.clone()
+        labels[:, : len(prompts[0])] = -100
+        loss = model(input_ids=ids, labels=labels).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -146,21 +179,20 @@ def ensure_model(cache_dir: str | Path = CACHE, seed: int = 0) -> Path:
 
 
 @torch.no_grad()
-def measure(path: str | Path, samples: int = 8) -> tuple[float, float, torch.Tensor]:
-    """Sample the whole eval split at temperature 1: (pass rate, entropy in nats per token, response lengths (N,))."""
+def measure(path: str | Path, samples: int = 8) -> tuple[float, float]:
+    """Sample the whole eval split at temperature 1: (pass rate, entropy in nats per token)."""
     tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
-    tasks = problems(160, seed=0, split="eval") * samples
+    tasks = problems(EVAL, seed=0, split="eval") * samples
     prompts = tokenizer([task["problem"] for task in tasks], padding=True, return_tensors="pt")
     torch.manual_seed(0)
     out = model.generate(  # top_k: transformers' default is 50
-        **prompts, do_sample=True, top_k=0, max_new_tokens=64, return_dict_in_generate=True, output_scores=True
+        **prompts, do_sample=True, top_k=0, max_new_tokens=16, return_dict_in_generate=True, output_scores=True
     )
-    responses = out.sequences[:, prompts["input_ids"].shape[1] :]  # (N, T)
+    responses = out.sequences[:, prompts["input_ids"].shape[1] :]  # [N, T]
     mask = responses != tokenizer.pad_token_id
-    entropy = torch.distributions.Categorical(logits=torch.stack(out.scores, dim=1)).entropy()  # (N, T)
-    texts = tokenizer.batch_decode(responses, skip_special_tokens=True)
-    passed = [text.rpartition(BOX)[2] == task["answer"] + "}" for text, task in zip(texts, tasks)]
-    return sum(passed) / len(passed), entropy[mask].mean().item(), mask.sum(1)
+    entropy = torch.distributions.Categorical(logits=torch.stack(out.scores, dim=1)).entropy()  # [N, T]
+    results = score([task["answer"] for task in tasks], tokenizer.batch_decode(responses, skip_special_tokens=True))
+    return sum(result.reward for result in results) / len(results), entropy[mask].mean().item()
 
 
 if __name__ == "__main__":
@@ -170,8 +202,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     start = time.perf_counter()
     path = ensure_model(args.output, args.seed)
-    seconds = time.perf_counter() - start
-    pass_rate, entropy, lengths = measure(path)
-    print(f"{path}: ready in {seconds:.0f} s")
-    print(f"pass rate {pass_rate:.3f}, entropy {entropy:.3f} nats per token")
-    print(f"response length: mean {lengths.float().mean():.1f}, max {lengths.max()} tokens")
+    print(f"{path}: ready in {time.perf_counter() - start:.0f} s")
+    print("pass rate {:.3f}, entropy {:.3f} nats per token".format(*measure(path)))

@@ -30,7 +30,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import rewards
 import tiny
 from clipping import EPS, M, U
 from config import parse_config
@@ -90,7 +89,7 @@ def bench_update(args: argparse.Namespace) -> None:
     sampler = make_sampler("transformers", model, device=device, dtype=torch.float32, max_len=80, seed=0)
     phases = Phases(cfg.timeout_minutes)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
-    rollouts, _, _ = collect(sampler, rewards.score, tokenizer, problems, cfg, 0, 0, phases)
+    rollouts, _, _ = collect(sampler, tiny.score, tokenizer, problems, cfg, 0, 0, phases)
     advantages = rollouts.per_token(group_advantages(rollouts.rewards, cfg.group_size))
     old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
     batch = make_batch(cfg, rollouts, old, advantages, 0.0, 0)
@@ -112,7 +111,7 @@ def bench_update(args: argparse.Namespace) -> None:
             "id": lambda: updated(U, M),
             "log-probabilities": logp_only,
             "with diagnostics": diagnosed,
-            "rollout": lambda: collect(sampler, rewards.score, tokenizer, problems, cfg, 0, 0, phases),
+            "rollout": lambda: collect(sampler, tiny.score, tokenizer, problems, cfg, 0, 0, phases),
         },
         args.repeats,
     )
@@ -414,11 +413,11 @@ def trl_steps(rollouts: int) -> dict[str, list[float]]:
 
     model = str(tiny.ensure_model())
     data = Dataset.from_list(
-        [{"prompt": problem["problem"], "answer": problem["answer"]} for problem in tiny.problems(569, seed=0)]
+        [{"prompt": problem["problem"], "answer": problem["answer"]} for problem in tiny.problems(tiny.TRAIN, seed=0)]
     )
 
     def reward(completions, answer, **_):
-        return [result.reward for result in rewards.score(answer, completions)]
+        return [result.reward for result in tiny.score(answer, completions)]
 
     trainer = GRPOTrainer(
         model,

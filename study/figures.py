@@ -105,7 +105,7 @@ def draw_regions(studies: dict[str, Runs], out: Path) -> None:
     """The paper's Fig. 3: only one region's tokens are trained."""
     figure, axes = grid(2, 2)
     for column, (name, title) in zip(
-        axes.T, {"regions-linear": "linear policy", "regions-tiny": "transformer, sums"}.items()
+        axes.T, {"regions-linear": "linear policy", "regions-sums": "transformer, sums"}.items()
     ):
         runs = studies[name]
         panel(column[0], runs, list(runs), "entropy", f"{title}: entropy (nats)", ylim=(0, None))
@@ -176,7 +176,7 @@ def draw_phase(studies: dict[str, Runs], out: Path) -> None:
 
 def draw_targets(studies: dict[str, Runs], out: Path) -> None:
     """Entropy on a setpoint: four targets on three policies, static beside them."""
-    names = {"linear": "linear policy", "zipf": "transformer, zipf", "tiny": "transformer, sums"}
+    names = {"linear": "linear policy", "zipf": "transformer, zipf", "sums": "transformer, sums"}
     figure, axes = grid(3, 4)
     for row, (name, title) in zip(axes, names.items()):
         for axis, target in zip(row, TARGETS):
@@ -305,11 +305,11 @@ def draw(results: Path) -> None:
     """All figures and results/tables.md; a figure whose runs are not there is left out, and named."""
     studies = load(results)
     for figure, needs in {
-        draw_regions: ("regions-linear", "regions-tiny"),
+        draw_regions: ("regions-linear", "regions-sums"),
         draw_schedules: ("linear", "linear-slow", "zipf"),
         draw_paper: ("linear", "zipf"),
         draw_phase: ("linear",),
-        draw_targets: ("linear", "zipf", "tiny"),
+        draw_targets: ("linear", "zipf", "sums"),
         draw_words: ("words",),
     }.items():
         if lacking := [name for name in needs if name not in studies]:

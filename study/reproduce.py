@@ -53,14 +53,14 @@ LINEAR = "study.softmax --policy linear --total-steps 600"
 ZIPF = (
     "grpo.py --preset tiny --sampler transformers --model runs/zipf-task --data runs/zipf-task/data.jsonl "
     "--reward study.zipf:noisy --max-response-tokens 3 --prompts-per-step 8 --group-size 32 --mini-batches 1 "
-    "--epochs 16 --lr 1e-4 --save-every 1000 --total-steps 120"
+    "--epochs 16 --lr 1e-4 --od-ratio 0.2 --save-every 1000 --total-steps 120"
 )
 WORDS = (
     "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
     "--reward study.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
-    "--epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
+    "--epochs 4 --lr 1e-5 --od-ratio 0.2 --save-every 1000 --total-steps 40"
 )
-TINY = "grpo.py --preset tiny --sampler transformers --prompts-per-step 16 --save-every 1000"
+TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 
 # {experiment: {label: command}}; linear-slow: a third of the learning rate; linear-sound: rewards without noise
 EXPERIMENTS = {
@@ -69,7 +69,6 @@ EXPERIMENTS = {
     | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in SETPOINT_BASELINES for t in TARGETS}
     | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
     "regions-linear": {r: f"study.softmax --policy linear --total-steps 60 --train-regions {r}" for r in REGION_SETS},
-    "regions-tiny": {r: f"{TINY} --schedule static --train-regions {r} --total-steps 25" for r in REGION_SETS},
     "linear-slow": {name: f"{LINEAR} --lr 0.003 --schedule {name}" for name in SCHEDULES},
     "linear-sound": {name: f"{LINEAR} --paid-correct 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
     "zipf": {name: f"{ZIPF} --schedule {name}" for name in SCHEDULES}
@@ -79,12 +78,13 @@ EXPERIMENTS = {
         for o in SETPOINT_BASELINES
         for t in TARGETS
     },
-    "tiny": {name: f"{TINY} --schedule {name}" for name in ("static", "clip-higher", "id", "did", "od")}
-    | {f"track {t}": f"{TINY} --schedule static --objective track --target {t}" for t in TARGETS},
+    "tiny": {name: f"{TINY} --schedule {name}" for name in SCHEDULES},
     "words": {name: f"{WORDS} --schedule {name}" for name in ("static", "id", "od")}
     | {"track id": f"{WORDS} --schedule static --objective track --target id"},
 }
 ONE_SEED = ("words",)  # made only if asked for
+FIRST_SEED = {"tiny": 5}  # its settings were chosen with seeds 0-4, see results/search
+PAST = ("sums", "regions-sums")  # results of a task that tiny.py had before, and that cannot be made again
 
 
 def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
@@ -201,12 +201,12 @@ class Study:
             for e in experiments
         }
         return [
-            (e, label, seed)
-            for seed in range(self.seeds)
+            (e, label, FIRST_SEED.get(e, 0) + i)
+            for i in range(self.seeds)
             for e in experiments
-            if seed == 0 or e not in ONE_SEED
+            if i == 0 or e not in ONE_SEED
             for label in EXPERIMENTS[e]
-            if (self.command(e, label), seed) not in found[e]
+            if (self.command(e, label), FIRST_SEED.get(e, 0) + i) not in found[e]
         ]
 
     def command(self, experiment: str, label: str) -> str:

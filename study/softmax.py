@@ -1,10 +1,14 @@
 """GRPO on a softmax policy without a transformer: what each schedule does to entropy, in a quarter of a minute on one
 core.
 
+    python -m study.softmax --target 0:1,0.5:1.4,1:0.5                           # entropy on this curve: one picture
     python -m study.softmax --policy tabular --schedule id                       # the rewards are coin flips
     python -m study.softmax --policy linear --schedule id                        # real rewards, which are noisily paid
     python -m study.softmax --policy linear --objective track --target did       # entropy on a given curve
     python plots.py runs/linear-id-seed0 runs/linear-static-seed0
+
+A `--target` alone, without an objective, is the shortest try. It takes half a minute: the linear policy with its
+entropy on that curve, static GRPO with the same seed beside it, and a picture of both.
 
 A *context* is a state (the prompt) and a position in the response. What is sampled at one position does not change the
 context of the next one. So entropy and the share of correct responses are computed over all contexts, without sampling.
@@ -21,10 +25,15 @@ one context, and rare tokens.
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field, fields
+import os
+import sys
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import torch
+from PIL import Image
+from tqdm import tqdm
 
 from clipping import clipped_surrogate, region_masks
 from config import REGIONS
@@ -33,6 +42,7 @@ from grpo import group_advantages
 from logprobs import token_stats
 from metrics import region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
+from plots import entropy_in_words
 from schedules import SCHEDULES, make_schedule
 
 
@@ -49,8 +59,9 @@ class Settings:
     phase_share: float = opt(0.5, "the first phase's share of T, in id and did")
     od_ratio: float = opt(0.2, "od turns entropy up at this multiple of its first value")
     target: str = opt(
-        "flat",
-        f"of {', '.join(CONTROLLERS)}: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy",
+        "",
+        f"of {', '.join(CONTROLLERS)}: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy; "
+        "with no objective: track and static are run, and drawn together",
     )
     track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
     track_ki: float = opt(0.2, "track: the same for the error summed over steps")
@@ -85,7 +96,7 @@ class Settings:
 
     def make_controller(self):
         """The controller of the objective, or None where it has none."""
-        target = Target(self.target, self.total_steps)
+        target = Target(self.target or "flat", self.total_steps)
         if self.objective == "track":
             return Track(target, self.track_kp, self.track_ki)
         return CONTROLLERS[self.objective](target) if self.objective in CONTROLLERS else None
@@ -219,8 +230,13 @@ def parse(argv: list[str] | None = None) -> Settings:
         prog="softmax.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--policy", default="tabular")
-    preset = PRESETS.get(early.parse_known_args(argv)[0].policy, {})
+    early.add_argument("--policy")
+    early.add_argument("--target")
+    early.add_argument("--objective")
+    known = early.parse_known_args(argv)[0]
+    the_try = {"policy": "linear", "total_steps": 300} if known.target and not known.objective else {}
+    policy = known.policy or the_try.get("policy", Settings.policy)
+    preset = the_try | PRESETS.get(policy, {}) | {"policy": policy}
     for f in fields(Settings):
         flag, default = "--" + f.name.replace("_", "-"), preset.get(f.name, f.default)
         parser.add_argument(
@@ -234,23 +250,65 @@ def parse(argv: list[str] | None = None) -> Settings:
         cfg = Settings(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.exit(2, f"softmax.py: error: {error}\n")
-    name = cfg.schedule if cfg.objective == "grpo" else cfg.objective
+    name = cfg.objective if cfg.objective != "grpo" else "target" if cfg.target else cfg.schedule
     cfg.output = cfg.output or f"runs/{cfg.policy}-{name}-seed{cfg.seed}"
     return cfg
+
+
+def train(cfg: Settings, out: Path) -> list[dict]:
+    """Runs `cfg` into the directory `out`; returns the lines of its metrics.jsonl."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "config.json").write_text(json.dumps(asdict(cfg), indent=2) + "\n")
+    with open(out / "metrics.jsonl", "w") as file:
+        lines = list(tqdm(run(cfg), total=cfg.total_steps, desc=out.name, unit="step"))
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    return lines
+
+
+def draw_on_target(tracked: list[dict], static: list[dict], path: Path) -> None:
+    """One picture: the target dashed, the run that tracks it, and static GRPO; entropy, and correct responses."""
+    figure, (entropy, correct) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
+    for lines, color, label in ((static, "grey", "static GRPO"), (tracked, "C3", "entropy on the target")):
+        entropy.plot([line["entropy"] for line in lines], color=color, label=label)
+        correct.plot([line["correct"] for line in lines], color=color)
+    entropy.plot([line["target"] for line in tracked], color="black", linestyle="--", label="target")
+    entropy.set(title="policy entropy (nats per token)", xlabel="step", ylim=(0, None))
+    entropy.legend()
+    correct.set(title="share of correct responses", xlabel="step", ylim=(0, 1))
+    for axis in (entropy, correct):
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def try_target(cfg: Settings) -> str:
+    """The run on `cfg.target` and static GRPO beside it, drawn in one picture, which opens where there is a display.
+    Returns what happened, in words."""
+    out = Path(cfg.output)
+    tracked = train(replace(cfg, objective="track"), out / "track")
+    static = train(replace(cfg, target=""), out / "static")
+    draw_on_target(tracked, static, out / "entropy.png")
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        Image.open(out / "entropy.png").show()
+    h_init = tracked[0]["entropy"]
+    error = sum(abs(line["entropy"] - line["target"]) for line in tracked) / len(tracked) / h_init
+    words = [entropy_in_words([line["entropy"] for line in lines]) for lines in (tracked, static)]
+    return (
+        f"entropy {words[0]} nats, {error:.1%} of its start away from the target on average; "
+        f"static GRPO's {words[1]}\n{out / 'entropy.png'}"
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
     cfg = parse(argv)
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
-    out = Path(cfg.output)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps(asdict(cfg), indent=2) + "\n")
-    with open(out / "metrics.jsonl", "w") as file:
-        for line in run(cfg):
-            file.write(json.dumps(line) + "\n")
+    if cfg.target and cfg.objective == "grpo":
+        print(try_target(cfg))
+        return
+    last = train(cfg, Path(cfg.output))[-1]
     print(
-        f"{out}: after {cfg.total_steps} steps entropy {line['entropy']:.3f} nats, "
-        f"reward {line['reward']:.3f}, correct {line['correct']:.3f}"
+        f"{cfg.output}: after {cfg.total_steps} steps entropy {last['entropy']:.3f} nats, "
+        f"reward {last['reward']:.3f}, correct {last['correct']:.3f}"
     )
 
 

@@ -19,7 +19,7 @@ from metrics import read_lines
 
 SABOTEUR = """
 import os, signal, sys
-import rewards
+import tiny
 
 calls = 0
 
@@ -31,7 +31,7 @@ def score(golds, completions):
         if action == "inf":
             return [3e38 if i % 3 else 0.0 for i in range(len(golds))]  # finite, but their mean is not
         os.kill(os.getpid(), getattr(signal, action))
-    return rewards.score(golds, completions)
+    return tiny.score(golds, completions)
 """
 FLAGS = (
     "--preset tiny --total-steps 6 --prompts-per-step 8 --sampler transformers --save-every 2 --reward saboteur:score"

@@ -132,8 +132,8 @@ def test_hub_ids_and_configs_by_a_local_copy(tmp_path, monkeypatch):
 
 def test_tiny_splits_share_nothing():
     train, held_out = pairs(load_problems("tiny")), pairs(load_benchmark("tiny"))
-    assert (len(set(train)), len(set(held_out))) == (len(train), len(held_out)) == (569, 160)
-    assert not {tuple(sorted(p)) for p, _ in train} & {tuple(sorted(p)) for p, _ in held_out}
+    assert (len(set(train)), len(set(held_out))) == (len(train), len(held_out)) == (tiny.TRAIN, tiny.EVAL)
+    assert not set(train) & set(held_out)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- mistakes
@@ -277,7 +277,7 @@ def test_prompt_without_a_template():
 
 
 def test_prompts_of_the_tiny_task():
-    assert rendered(tiny.make_tokenizer().chat_template, "7+2+9=?") == "7+2+9=?"
+    assert rendered(tiny.make_tokenizer().chat_template, "347") == "347"
 
 
 def test_too_long_prompts_are_dropped_and_counted():

@@ -23,12 +23,12 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = "--preset tiny --total-steps 3 --prompts-per-step 8 --sampler transformers --schedule id".split()
 MISCHIEF = """
 import os, time, signal
-import rewards
+import tiny
 
 def score(golds, completions):
     if os.environ["RANK"] == "1":
         {action}
-    return rewards.score(golds, completions)
+    return tiny.score(golds, completions)
 """
 
 

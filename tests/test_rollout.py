@@ -145,7 +145,7 @@ def test_one_engine_over_two_ranks(tmp_path):
 
 def test_check_sync_ends_a_run_whose_sampler_is_stale(tmp_path, monkeypatch):
     (tmp_path / "saboteur.py").write_text(
-        "import sample, rewards\nsample.HFSampler._load = lambda self, tensors: list(tensors)\nscore = rewards.score\n"
+        "import sample, tiny\nsample.HFSampler._load = lambda self, tensors: list(tensors)\nscore = tiny.score\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = [*SHORT, "--sampler", "transformers", "--reward", "saboteur:score", "--output", tmp_path / "run"]

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -172,3 +173,32 @@ def test_a_bad_flag_is_named(argv, named, capsys):
     with pytest.raises(SystemExit) as stop:
         parse(argv)
     assert stop.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_a_target_alone_runs_track_and_static_and_draws_them(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")  # so no picture opens, whatever machine the test runs on
+    main(["--target", "0:1,1:1.2", "--total-steps", "3", "--seed", "5", "--output", str(tmp_path)])
+    words, picture = capsys.readouterr().out.splitlines()
+    assert "static GRPO's" in words and picture == str(tmp_path / "entropy.png")
+    assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
+    tracked, static = read_metrics(tmp_path / "track"), read_metrics(tmp_path / "static")
+    assert tracked["entropy"][0] == static["entropy"][0]  # the same seed, so the same policy
+    assert tracked["target"] == pytest.approx([tracked["entropy"][0] * (1 + 0.2 * k / 3) for k in range(3)])
+    assert static["target"] == [None] * 3
+
+
+def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
+    """Its code cells, in order, with fewer steps."""
+    notebook = Path(__file__).parent.parent / "study/entropy_on_a_curve.ipynb"
+    cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    assert source.count("STEPS = 300") == 1 and source.count("runs/notebook") == 2
+    source = source.replace("STEPS = 300", "STEPS = 3").replace("runs/notebook", str(tmp_path))
+    monkeypatch.chdir(notebook.parent)  # where Jupyter starts it; this also takes back its own chdir
+    monkeypatch.syspath_prepend("")  # and this its change of sys.path
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    exec(compile(source, notebook.name, "exec"), {})
+    assert (tmp_path / "entropy.png").exists()

@@ -2,7 +2,6 @@
 tiny.py`."""
 
 import importlib.util
-import random
 import re
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import tiny
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    """The model after 200 steps of warm start: enough to write solutions, not to be right."""
+    """The model after 200 steps of warm start: enough to write responses of the right form."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tiny, "STEPS", 200)
         return tiny.ensure_model(tmp_path_factory.mktemp("cache"))
@@ -33,28 +32,20 @@ def tokenizer(model_dir):
     return AutoTokenizer.from_pretrained(model_dir)  # as a trainer or vLLM loads it
 
 
-def terms(problem):
-    return [int(term) for term in re.fullmatch(r"(\d+)\+(\d+)\+(\d+)=\?", problem["problem"]).groups()]
-
-
-def test_answers_are_the_sums():
-    for problem in tiny.problems(1000, seed=0):
-        assert problem["answer"] == str(sum(terms(problem)))
+SIEVE = set(range(2, 1100)) - {a * b for a in range(2, 34) for b in range(2, 550)}  # the primes below 1100
 
 
 def test_problems_are_deterministic_and_distinct():
     assert tiny.problems(100, seed=3) == tiny.problems(100, seed=3)
     assert tiny.problems(100, seed=3) != tiny.problems(100, seed=4)
-    assert len({problem["problem"] for problem in tiny.problems(500, seed=3)}) == 500
+    assert len({problem["problem"] for problem in tiny.problems(tiny.TRAIN, seed=3)}) == tiny.TRAIN
 
 
-def test_splits_share_no_problem_in_any_order_and_cover_all():
-    train, held_out = (
-        [tuple(terms(p)) for p in tiny.problems(729, seed=0, split=split)] for split in ("train", "eval")
-    )
-    assert not {tuple(sorted(t)) for t in train} & {tuple(sorted(t)) for t in held_out}
-    assert len({*train, *held_out}) == 9**3
-    assert len(set(held_out)) >= 100
+def test_splits_share_no_number_and_cover_all():
+    train = {int(p["problem"]) for p in tiny.problems(tiny.TRAIN, seed=0)}
+    held_out = {int(p["problem"]) for p in tiny.problems(tiny.EVAL, seed=0, split="eval")}
+    assert not train & held_out
+    assert train | held_out == set(range(100, 1000))
 
 
 def test_unknown_split_is_an_error():
@@ -62,22 +53,34 @@ def test_unknown_split_is_an_error():
         tiny.problems(1, seed=0, split="test")
 
 
-def test_teacher_steps_carry_on_and_the_box_holds_the_last_sum():
-    rng = random.Random(0)
-    for problem in tiny.problems(300, seed=0):
-        text = tiny.teacher(problem["problem"], rng)
-        (a, b, first), (carried, c, second) = [map(int, step) for step in re.findall(r"(\d+)\+(\d+)=(\d+)", text)]
-        assert sorted([a, b, c]) == sorted(terms(problem))
-        assert carried == first
-        assert text.endswith(f"\\boxed{{{second}}}")
+def test_a_response_is_correct_where_the_sum_is_a_prime():
+    numbers = [(number, boxed) for number in range(100, 1000) for boxed in range(100)]
+    results = tiny.score([str(n) for n, _ in numbers], [f"abc\\boxed{{{boxed:02d}}}" for _, boxed in numbers])
+    assert [result.reward for result in results] == [float(n + boxed in SIEVE) for n, boxed in numbers]
+    assert {(result.reward, result.reason) for result in results} == {(1.0, "correct"), (0.0, "wrong")}
 
 
-def test_teacher_is_right_as_often_as_its_slips_allow():
-    """Right when no sum slips (0.7²), or when two slips cancel: (−1, +1) or (+1, −1), 2 of 16 pairs of slips."""
-    rng, n = random.Random(0), 10_000
-    right = sum(tiny.teacher(p["problem"], rng).endswith(f"{{{p['answer']}}}") for p in tiny.problems(n, seed=0))
-    expected = 0.7**2 + 0.3**2 * 2 / 16
-    assert abs(right / n - expected) < 4 * (expected * (1 - expected) / n) ** 0.5  # four standard errors
+@pytest.mark.parametrize(
+    "completion",
+    ["", "20", "\\boxed{}", "\\boxed{2}", "\\boxed{020}", "\\boxed{20", "\\boxed{20}!", "\\boxed{20}\n", "\\boxed{²0}"],
+)
+def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(completion):
+    (result,) = tiny.score(["347"], [completion])
+    assert (result.reward, result.reason) == (0.0, "no_box")
+
+
+def test_only_the_last_box_counts():
+    right, wrong = tiny.score(
+        ["347", "347"], ["\\boxed{21}\\boxed{20}", "\\boxed{20}\\boxed{21}"]
+    )  # 367 is a prime, 368 not
+    assert (right.reward, wrong.reward) == (1.0, 0.0)
+
+
+def test_teacher_writes_six_free_characters_and_a_box():
+    prompts = [task["problem"] for task in tiny.problems(tiny.TRAIN, seed=0)]
+    texts = tiny.teacher(prompts, torch.Generator().manual_seed(0))
+    form = re.compile(r"[^0-9\\{}]{6}\\boxed\{[0-9]{2}\}")
+    assert len(texts) == len(prompts) and all(form.fullmatch(text) for text in texts)
 
 
 @settings(deadline=None)
@@ -89,7 +92,7 @@ def test_tokenizer_round_trips_ascii(tokenizer, text):
 
 
 def test_tokenizer_round_trips_its_own_tokens(tokenizer):
-    text = "hm 7+2=9 9+9=18. \\boxed{18}<eos>"
+    text = "e!ae(a\\boxed{18}<eos>"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(ids, skip_special_tokens=True) == text.removesuffix("<eos>")
@@ -115,16 +118,16 @@ def test_chat_template_is_the_last_user_message(tokenizer, add_generation_prompt
     assert ids == tokenizer("7+2+9=?")["input_ids"]
 
 
-def test_warm_started_model_ends_its_solutions(model_dir):
+def test_warm_started_model_writes_the_teachers_form(model_dir):
     """After 200 steps most responses sampled on held-out problems have the teacher's form and end."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_dir), AutoTokenizer.from_pretrained(model_dir)
     prompts = [problem["problem"] for problem in tiny.problems(64, seed=0, split="eval")]
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     torch.manual_seed(0)
-    out = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=48)[:, batch["input_ids"].shape[1] :]
-    form = re.compile(r"[a-z ]*\d+\+\d+=\d+.\d+\+\d+=\d+.\\boxed\{\d+\}<eos>")
-    solutions = [text for text in tokenizer.batch_decode(out) if form.fullmatch(text.replace("<pad>", ""))]
-    assert len(solutions) > len(out) / 2
+    out = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    form = re.compile(r"[^0-9\\{}]{6}\\boxed\{[0-9]{2}\}<eos>")
+    responses = [text for text in tokenizer.batch_decode(out) if form.fullmatch(text.replace("<pad>", ""))]
+    assert len(responses) > len(out) / 2
 
 
 def test_warm_start_depends_on_the_seed_alone(quick):
@@ -150,11 +153,11 @@ def test_ensure_model_trains_once_and_keeps_seeds_apart(tmp_path, quick, monkeyp
 
 def test_a_changed_recipe_has_another_name(tmp_path, quick):
     changed = tmp_path / "tiny.py"
-    changed.write_text(Path(tiny.__file__).read_text().replace("SLIP_RATE = 0.3", "SLIP_RATE = 0.2"))
+    changed.write_text(Path(tiny.__file__).read_text().replace("EXPONENT = 2.5", "EXPONENT = 2"))
     spec = importlib.util.spec_from_file_location("changed_tiny", changed)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert (module.SLIP_RATE, tiny.SLIP_RATE) == (0.2, 0.3)
+    assert (module.EXPONENT, tiny.EXPONENT) == (2, 2.5)
     module.STEPS = 2
     assert module.ensure_model(tmp_path).name != tiny.ensure_model(tmp_path).name
 
