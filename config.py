@@ -17,8 +17,8 @@ import torch
 from transformers import HfArgumentParser
 
 from controllers import CONTROLLERS, TARGETS, Target, Track
-from objectives import LOSSES, UNCLIPPED
-from schedules import SCHEDULES, make_schedule
+from objectives import LOSSES, OWN_CLIP
+from schedules import SCHEDULES, TWO_PHASE, make_schedule
 
 PRESETS = {
     "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782 section 5; sized for 8 GPUs of 80 GB
@@ -145,7 +145,7 @@ class Config:
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()
         self.make_controller()
-        if self.objective in UNCLIPPED and self.schedule != "static":
+        if self.objective in OWN_CLIP and self.schedule != "static":
             raise ValueError(
                 f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
                 "would do nothing: use static"
@@ -221,7 +221,7 @@ class Config:
         """Raises ValueError for a flag that was changed although this run does not look at it."""
         has_target = self.objective in CONTROLLERS
         looked_at = {
-            "phase_share": self.schedule in ("id", "did"),
+            "phase_share": self.schedule in TWO_PHASE,
             "od_h_init": self.schedule == "od",
             "od_ratio": self.schedule == "od",
             "target": has_target,

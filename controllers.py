@@ -10,6 +10,8 @@
 | track          | Track         | the gain u of `clipping.region_gains`               | this repository  |
 | adaptive-bonus | AdaptiveBonus | the coefficient c of an entropy bonus               | arXiv 2505.22312 |
 | entropic       | EntroPIC      | the coefficient α of a loss on confident tokens     | arXiv 2511.15248 |
+| entrocraft     | Entrocraft    | −1, 0 or 1: which responses are trained             | arXiv 2604.26326 |
+| stare          | Stare         | the weight W of surprising tokens with Â > 0        | arXiv 2606.19236 |
 
 This file needs the standard library only.
 """
@@ -148,4 +150,30 @@ class EntroPIC(Controller):
         return max(-1.0, min(1.0, self.kp * error + self.ki * self.memory))
 
 
-CONTROLLERS = {"track": Track, "adaptive-bonus": AdaptiveBonus, "entropic": EntroPIC}  # by the objective that uses it
+class Entrocraft(Controller):
+    """−1 if H is above the band around the target, 1 if it is below, 0 inside (arXiv 2604.26326). The band is ± 1/13 of
+    the target, as in the paper's example of 0.6 to 0.7."""
+
+    def __call__(self, step: int, entropy: float) -> float:
+        target = self.aim(step, entropy)
+        return float(entropy < target * 12 / 13) - float(entropy > target * 14 / 13)
+
+
+class Stare(Controller):
+    """W, which moves by α = 0.01 within [1, 1.5], up while H is below the target; above the target it is not used,
+    which is W = 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's fixed weight 1.1."""
+
+    def __call__(self, step: int, entropy: float) -> float:
+        below = entropy < self.aim(step, entropy)
+        weight = 1.1 + self.memory
+        self.memory = max(1.0, min(1.5, weight + (0.01 if below else -0.01))) - 1.1
+        return weight if below else 1.0
+
+
+CONTROLLERS = {  # by the objective that uses them
+    "track": Track,
+    "adaptive-bonus": AdaptiveBonus,
+    "entropic": EntroPIC,
+    "entrocraft": Entrocraft,
+    "stare": Stare,
+}

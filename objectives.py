@@ -46,6 +46,14 @@ def prepare_objective(
             weights = clip_cov_weights(old.logp, advantages, loss_mask, generator)
         case "kl-cov":
             coef = kl_cov_coef(old.logp, advantages, loss_mask)
+        case "entrocraft":  # number: −1 lowers entropy, 1 raises it
+            weights = (advantages * number <= 0).float()
+        case "stare":
+            weights = torch.where((advantages > 0) & top_share(-old.logp, loss_mask, 0.1), number, weights)
+        case "top-entropy":
+            weights = top_share(old.entropy, loss_mask, 0.2).float()
+        case "nsr" | "w-reinforce":
+            weights = torch.where(advantages > 0, 0.0 if objective == "nsr" else 0.1, weights)
     return weights, coef
 
 
@@ -152,6 +160,51 @@ def ce_gppo(
     return masked_loss(-scale * ratio * advantages, response_mask, log_ratio, ratio, above, below)
 
 
+# ---------------------------------------------------------------------------------- two other clips that depend on p
+# DPPO with total variation (arXiv 2602.04879): the gradient of r Â stops where Â > 0 and p − p_old > δ, or where Â < 0
+# and p − p_old < −δ. As a bound that is r ≤ 1 + δ/p_old. δ = 0.15, as in verl. DCPO (arXiv 2509.02333): PPO's clip with
+# the bounds r ≥ ½ + ½ √max(0, 1 − 4 ε_low/p_old) and r ≤ min(½ + ½ √(1 + 4 ε_high/p_old), 10). ε_low = 0.16, ε_high =
+# 0.2.
+
+
+def dppo_bounds(p_old: torch.Tensor, delta: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
+    """(low, high), the ratios between which DPPO-TV keeps a token's gradient."""
+    return 1 - delta / p_old, 1 + delta / p_old
+
+
+def dcpo_bounds(p_old: torch.Tensor, low: float = 0.16, high: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
+    """(low, high), DCPO's bounds of the ratio."""
+    root = (1 - 4 * low / p_old).clamp(min=0).sqrt()
+    return 0.5 + 0.5 * root, (0.5 + 0.5 * (1 + 4 * high / p_old).sqrt()).clamp(max=10)
+
+
+def clipped_at(bounds):
+    """PPO's clip at `bounds(p_old)`, in the place of the schedule's thresholds, which are not used."""
+
+    def loss(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
+        log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+        low, high = bounds(torch.where(response_mask, old_logp, 0.0).exp())
+        surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+        above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
+        return masked_loss(-surrogate, response_mask, log_ratio, ratio, above, below)
+
+    return loss
+
+
+# -------------------------------------------------------------------- GRPO on chosen tokens, see `prepare_objective`
+# Entrocraft (arXiv 2604.26326): while H is above its band only responses with Â > 0 are trained, below it only those
+# with Â < 0, inside all. STARE (arXiv 2606.19236, O1): the tenth of the tokens with the highest surprisal weighs W
+# where Â > 0. Top entropy (80/20, arXiv 2506.01939): only the fifth of the tokens with the highest entropy. NSR and W-REINFORCE
+# (arXiv 2506.01347): correct responses weigh 0 and 0.1. Departure: the last two on GRPO's advantages and clip.
+
+
+def top_share(values: torch.Tensor, loss_mask: torch.Tensor, share: float) -> torch.Tensor:
+    """bool [N]: the `share` of the loss's tokens with the highest values."""
+    n, chosen = int(loss_mask.sum()), torch.zeros_like(loss_mask)
+    highest = torch.where(loss_mask, values, -math.inf).topk(int(share * n)).indices
+    return chosen.index_fill(0, highest, True)
+
+
 LOSSES = {
     "grpo": clipped_surrogate,
     "track": clipped_surrogate,
@@ -161,7 +214,14 @@ LOSSES = {
     "clip-cov": clipped_surrogate,
     "kl-cov": kl_cov,
     "ce-gppo": ce_gppo,
+    "dppo-tv": clipped_at(dppo_bounds),
+    "dcpo": clipped_at(dcpo_bounds),
+    "entrocraft": clipped_surrogate,
+    "stare": clipped_surrogate,
+    "top-entropy": clipped_surrogate,
+    "nsr": clipped_surrogate,
+    "w-reinforce": clipped_surrogate,
 }
 NEEDS_COEF = ("entropy-bonus", "adaptive-bonus", "entropic", "kl-cov")
 NEEDS_ENTROPY = ("entropy-bonus", "adaptive-bonus")
-UNCLIPPED = ("kl-cov",)  # they do not use the thresholds, so a schedule would do nothing
+OWN_CLIP = ("kl-cov", "dppo-tv", "dcpo")  # they do not use the thresholds, so a schedule would do nothing

@@ -14,11 +14,16 @@ below?
 | clip-higher | 0.28 ; ε                           | 0.28 ; ε                            |
 | upper       | U ; ε                              | U ; ε                               |
 | lower       | ε ; M                              | ε ; M                               |
+| upper-const | 0.5 ; ε                            | 0.5 ; ε                             |
+| lower-const | ε ; 0.3                            | ε ; 0.3                             |
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
+| id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
 | od          | U ; ε while it raises entropy and ε ; M while it lowers it, as the measured entropy says |
 
-At the paper's φ = 1/2, λ = 1 − 2k/T falls from 1 to 0 in the first phase and from 0 to −1 in the second.
+upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
+and ID without its second phase. At the paper's φ = 1/2, λ = 1 − 2k/T falls from 1 to 0 in the first phase and from 0 to
+−1 in the second.
 """
 
 import math
@@ -32,7 +37,7 @@ def mix(weight: float, a: Line, b: Line) -> Line:
 
 
 class Fixed:
-    """The same two lines at every step: `static`, `clip-higher`, `upper` and `lower`."""
+    """The same two lines at every step."""
 
     def __init__(self, upper: Line, lower: Line):
         self.lines = (upper, lower)
@@ -67,6 +72,13 @@ class ID(TwoPhase):
         if step <= self.first:
             return mix(lam, U, EPS), EPS
         return EPS, mix(1 + lam, M, EPS)  # (1 + λ)M − λε
+
+
+class IDUp(ID):
+    """ID without its second phase, to see what that phase does (ours)."""
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        return super().__call__(step, entropy) if step <= self.first else (EPS, EPS)
 
 
 class DID(TwoPhase):
@@ -114,8 +126,16 @@ class OD:
         self.raising, self.h_init = state["raising"], state["h_init"]
 
 
-FIXED = {"static": (EPS, EPS), "clip-higher": (CLIP_HIGHER, EPS), "upper": (U, EPS), "lower": (EPS, M)}
-SCHEDULES = (*FIXED, "id", "did", "od")
+FIXED = {
+    "static": (EPS, EPS),
+    "clip-higher": (CLIP_HIGHER, EPS),
+    "upper": (U, EPS),
+    "lower": (EPS, M),
+    "upper-const": ((0.0, U[1]), EPS),
+    "lower-const": (EPS, (0.0, M[1])),
+}
+TWO_PHASE = {"id": ID, "id-up": IDUp, "did": DID}
+SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
 
 def make_schedule(
@@ -136,10 +156,8 @@ def make_schedule(
         raise ValueError(f"od_ratio must lie strictly between 0 and 1, got {od_ratio}")
     if od_h_init is not None and not 0 < od_h_init < math.inf:
         raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
-    if name == "id":
-        return ID(total_steps, phase_share)
-    if name == "did":
-        return DID(total_steps, phase_share)
+    if name in TWO_PHASE:
+        return TWO_PHASE[name](total_steps, phase_share)
     if name == "od":
         return OD(total_steps, od_h_init, od_ratio)
     return Fixed(*FIXED[name])

@@ -1,7 +1,8 @@
 """Figures and tables of reproduce.py, from results/*.jsonl alone: `python -m study.reproduce --draw`.
 
-A line is the mean over seeds, the band around it from the smallest to the largest seed. In tables "mean ± x" is the
-mean over seeds and the half-width of its 95% confidence interval (Student's t).
+A line is the mean over seeds, and the band around it goes from the smallest to the largest seed. In tables "mean ± x"
+is the mean over seeds and the half-width of its 95% confidence interval (Student's t). A difference to static is taken
+seed by seed. Colours are those of Okabe and Ito, which people with a colour-vision deficiency can tell apart.
 """
 
 import csv
@@ -13,14 +14,19 @@ import matplotlib
 matplotlib.use("Agg")  # no display on a training node
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
 
-from controllers import TARGETS, Target
+from clipping import CLIP_HIGHER, EPS, M, U, lower_bound, threshold, token_term, upper_bound
+from controllers import CONTROLLERS
+from logprobs import token_stats
 from metrics import read_lines
+from objectives import dcpo_bounds, dppo_bounds
+from schedules import SCHEDULES
 
 PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 
-STUDENT_T = {
+T_QUANTILE = {
     2: 12.71,
     3: 4.303,
     4: 3.182,
@@ -30,33 +36,43 @@ STUDENT_T = {
     8: 2.365,
     9: 2.306,
     10: 2.262,
-}  # 97.5%, by number of seeds
+}  # 97.5%, by seeds
+BENCHES = {  # the experiments that have every method, and what they are called
+    "linear": "linear policy, high learning rate",
+    "linear-slow": "linear policy, a third of it",
+    "tiny": "transformer, built-in task",
+}
 COLORS = {
     "static": "black",
-    "clip-higher": "C7",
-    "upper": "C3",
-    "lower": "C0",
-    "id": "C1",
-    "did": "C2",
-    "od": "C4",
-    "E1": "C0",
-    "E2": "C3",
-    "E3": "C1",
-    "E4": "C9",
+    "clip-higher": "#999999",
+    "upper": "#D55E00",
+    "upper-const": "#CC79A7",
+    "lower": "#0072B2",
+    "lower-const": "#56B4E9",
+    "id": "#E69F00",
+    "id-up": "#7F6000",
+    "did": "#009E73",
+    "od": "#6A3D9A",
+    "track": "#D55E00",
+    "adaptive-bonus": "#0072B2",
+    "entropic": "#009E73",
+    "entrocraft": "#E69F00",
+    "stare": "#CC79A7",
+    "E1": "#0072B2",
+    "E2": "#D55E00",
+    "E3": "#E69F00",
+    "E4": "#56B4E9",
     "E1,E2,E3,E4": "black",
-    "id φ=0.3": "C0",
-    "id φ=0.4": "C2",
-    "id φ=0.6": "C3",
-    "track id": "C5",
+    "track id": "#D55E00",
 }
 
 
 def load(results: Path) -> dict[str, Runs]:
-    """{experiment: {label: lines}} of what is there."""
+    """{experiment: {label: lines}} of what is there, each label's lines in the order of their seeds."""
     studies = {}
     for path in sorted(results.glob("*.jsonl")):
         studies[path.stem] = runs = defaultdict(list)
-        for line in sorted(read_lines(path), key=lambda line: (" " in line["label"], line["label"], line["seed"])):
+        for line in sorted(read_lines(path), key=lambda line: line["seed"]):
             runs[line["label"]].append(line)
     return studies
 
@@ -64,19 +80,25 @@ def load(results: Path) -> dict[str, Runs]:
 def interval(values: list[float], digits: int = 3) -> str:
     """Mean ± half the 95% interval of it."""
     mean, n = np.mean(values), len(values)
-    half = f" ± {STUDENT_T[n] * np.std(values, ddof=1) / n**0.5:.{digits}f}" if n in STUDENT_T else ""
+    half = f" ± {T_QUANTILE[n] * np.std(values, ddof=1) / n**0.5:.{digits}f}" if n in T_QUANTILE else ""
     return f"{mean:.{digits}f}{half}"
 
 
-def curve(
-    axis, lines: list[dict], key: str, label: str, color: str | None = None, scale: bool = False, **style
-) -> None:
-    """Mean and range over seeds of one thinned curve; `scale`: as a multiple of the first step's entropy."""
-    values = np.array([np.array(line["curves"][key]) / (line["h_init"] if scale else 1) for line in lines])
+def at(line: dict, key: str, share: float) -> float:
+    """The value of a thinned curve at a share of the run."""
+    return float(np.interp(share * line["steps"], line["curves"]["step"], line["curves"][key]))
+
+
+def held(line: dict) -> float:
+    """Mean entropy over the run, as a multiple of the first step's."""
+    return line["entropy_mean"] / line["h_init"]
+
+
+def curve(axis, lines: list[dict], key: str, label: str, **style) -> None:
+    values = np.array([line["curves"][key] for line in lines])  # [seeds, points]
     x = lines[0]["curves"]["step"]
-    color = color or COLORS[label]
-    axis.plot(x, values.mean(0), color=color, label=label, linewidth=1.3, **style)
-    axis.fill_between(x, values.min(0), values.max(0), color=color, alpha=0.12, linewidth=0)
+    axis.plot(x, values.mean(0), color=COLORS[label], label=label, linewidth=1.5, **style)
+    axis.fill_between(x, values.min(0), values.max(0), color=COLORS[label], alpha=0.12, linewidth=0)
 
 
 def panel(axis, runs: Runs, labels: list[str], key: str, title: str, **limits) -> None:
@@ -87,203 +109,237 @@ def panel(axis, runs: Runs, labels: list[str], key: str, title: str, **limits) -
     axis.grid(alpha=0.3)
 
 
-def save(figure, axes, path: Path) -> None:
-    axes.flat[0].legend(fontsize=8)
-    figure.savefig(path, dpi=100)
+def grid(rows: int, columns: int):
+    return plt.subplots(rows, columns, figsize=(4.4 * columns, 3.3 * rows), constrained_layout=True, squeeze=False)
+
+
+def save(figure, path: Path) -> None:
+    figure.savefig(path, dpi=110)
     plt.close(figure)
     print(path)
-
-
-def grid(rows: int, columns: int):
-    return plt.subplots(rows, columns, figsize=(4.2 * columns, 3.1 * rows), constrained_layout=True, squeeze=False)
 
 
 # ------------------------------------------------------------------------------------------------------- the figures
 
 
-def draw_regions(studies: dict[str, Runs], out: Path) -> None:
-    """The paper's Fig. 3: only one region's tokens are trained."""
-    figure, axes = grid(2, 2)
-    for column, (name, title) in zip(
-        axes.T, {"regions-linear": "linear policy", "regions-sums": "transformer, sums"}.items()
+def draw_method(out: Path) -> None:
+    """The thresholds against p, and what they mean as bounds of the ratio against p_old."""
+    p = torch.linspace(0.001, 1, 1000)
+    lines = {
+        "U": (U, "#D55E00"),
+        "M": (M, "#0072B2"),
+        "ε = 0.2": (EPS, "black"),
+        "clip-higher, 0.28": (CLIP_HIGHER, "#999999"),
+    }
+    figure, ((thresholds, ours, others),) = grid(1, 3)
+    for name, (line, color) in lines.items():
+        thresholds.plot(p, threshold(p, line), color=color, label=name, linewidth=2)
+    for name in ("U", "ε = 0.2", "clip-higher, 0.28"):
+        ours.plot(p, upper_bound(p, lines[name][0]), color=lines[name][1], linewidth=2)
+    for name in ("M", "ε = 0.2"):
+        ours.plot(p, lower_bound(p, lines[name][0]), color=lines[name][1], linewidth=2)
+    dcpo, dppo = dcpo_bounds(p), dppo_bounds(p)
+    for bounds, color, name in ((dcpo, "#009E73", "DCPO"), (dppo, "#E69F00", "DPPO-TV")):
+        others.plot(p, bounds[1], color=color, label=name, linewidth=2)
+        others.plot(p, bounds[0].clamp(min=0), color=color, linewidth=2)
+    others.plot(p, upper_bound(p, U), color="#D55E00", label="U", linewidth=2)
+    others.plot(p, lower_bound(p, M), color="#0072B2", label="M", linewidth=2)
+    for axis in (ours, others):
+        axis.plot(p, 1 / p, color="black", linestyle=":", label="1 / p_old: no ratio is larger")
+        axis.axhline(1, color="black", linewidth=0.6)
+        axis.set(xlabel="p_old, the token's probability at rollout time", ylim=(0, 2.5))
+    thresholds.set(title="threshold ε(p)", xlabel="p, the token's probability", ylim=(0, 0.6))
+    ours.set(title="bounds of the ratio: this paper, GRPO, DAPO")
+    others.set(title="two other clips that depend on p")
+    for axis in (thresholds, ours, others):
+        axis.grid(alpha=0.3)
+    thresholds.legend(loc="lower left", fontsize=8)
+    ours.text(0.04, 1.62, "Â > 0: clipped above", fontsize=8)
+    ours.text(0.04, 0.45, "Â < 0: clipped below", fontsize=8)
+    others.legend(fontsize=8)
+    save(figure, out / "method.png")
+
+
+def draw_region_map(out: Path) -> None:
+    """Where the paper's rule is right: tokens of random softmax policies over 50 tokens, by p and H."""
+    generator = torch.Generator().manual_seed(0)
+    scale = 6 * torch.rand(4000, 1, generator=generator)
+    z = scale * torch.randn(4000, 50, generator=generator)
+    a = torch.multinomial(z.softmax(-1), 1, generator=generator).squeeze(1)
+    logp, entropy, mean_f = token_stats(z, a)
+    f = token_term(logp, entropy)
+    figure, ((axis,),) = grid(1, 1)
+    for mask, color, name in (
+        (f < 0, "#D55E00", "surprising, by both"),
+        ((f > 0) & (f < mean_f), "black", "expected by the rule, surprising exactly"),
+        (f > mean_f, "#0072B2", "expected, by both"),
     ):
-        runs = studies[name]
-        panel(column[0], runs, list(runs), "entropy", f"{title}: entropy (nats)", ylim=(0, None))
-        panel(column[1], runs, list(runs), "correct", f"{title}: share of correct responses", ylim=(0, 1))
-    save(figure, axes, out / "regions.png")
-
-
-def draw_schedules(studies: dict[str, Runs], out: Path) -> None:
-    """Figs 4, 5: bounds that move against fixed ones. Fig. 8: ID, DID, OD against GRPO and clip-higher."""
-    names = {"linear": "linear policy", "linear-slow": "linear, lr / 3.3", "zipf": "transformer, zipf"}
-    for stem, labels in {
-        "bounds": ["static", "upper", "lower"],
-        "schedules": ["static", "clip-higher", "id", "did", "od"],
-    }.items():
-        figure, axes = grid(3, 4)
-        for row, (name, title) in zip(axes, names.items()):
-            panel(row[0], studies[name], labels, "entropy", f"{title}: entropy (nats)", ylim=(0, None))
-            panel(row[1], studies[name], labels, "correct", "share of correct responses", ylim=(0, None))
-            panel(row[2], studies[name], labels, "clip_frac_high", "clipped above", ylim=(0, None))
-            panel(row[3], studies[name], labels, "clip_frac_low", "clipped below", ylim=(0, None))
-        save(figure, axes, out / f"{stem}.png")
+        axis.scatter(logp.exp()[mask], entropy[mask], s=3, color=color, label=f"{name}: {mask.double().mean():.0%}")
+    p = torch.linspace(0.005, 1, 400)
+    axis.plot(p, -p.log(), color="black", linewidth=0.8)
+    axis.set(
+        title="the rule −ln p = H (line) and the exact boundary", xlabel="p of the sampled token", ylabel="H (nats)"
+    )
+    axis.set(ylim=(0, 4))
+    axis.legend(fontsize=7, markerscale=4)
+    save(figure, out / "region-map.png")
 
 
 def draw_paper(studies: dict[str, Runs], out: Path) -> None:
     """The authors' 7B curves, read off their plot, beside ours."""
-    figure, axes = grid(1, 3)
+    names = [name for name in BENCHES if name in studies]
+    figure, (axes,) = grid(1, 1 + len(names))
     with open(PAPER) as file:
         paper = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    for label, column in {
-        "static": "vanilla",
-        "clip-higher": "clip_higher",
-        "id": "id",
-        "did": "did",
-        "od": "od",
-    }.items():
-        axes[0, 0].plot(
-            [int(r["step"]) for r in paper],
-            [float(r[f"entropy_{column}"]) for r in paper],
-            color=COLORS[label],
-            label=label,
-        )
-        for axis, name in zip(axes[0, 1:], ("linear", "zipf")):
-            if studies[name].get(label):
-                curve(axis, studies[name][label], "entropy", label)
-    for axis, title in zip(
-        axes[0], ("the paper, 7B, 400 steps (one run each)", "here: linear policy", "here: transformer, zipf")
-    ):
-        axis.set(title=title, xlabel="step", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    axes[0, 0].set_ylabel("entropy (nats)")
-    save(figure, axes, out / "paper.png")
+    labels = {"static": "vanilla", "clip-higher": "clip_higher", "id": "id", "did": "did", "od": "od"}
+    for label, column in labels.items():
+        entropy = [float(row[f"entropy_{column}"]) for row in paper]
+        axes[0].plot([int(row["step"]) for row in paper], entropy, color=COLORS[label], label=label, linewidth=1.5)
+    axes[0].set(title="the paper, 7B (one run each)", xlabel="step", ylabel="entropy (nats)", ylim=(0, None))
+    axes[0].grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    for axis, name in zip(axes[1:], names):
+        panel(axis, studies[name], list(labels), "entropy", f"here: {BENCHES[name]}", ylim=(0, None))
+    save(figure, out / "paper.png")
 
 
-def draw_phase(studies: dict[str, Runs], out: Path) -> None:
-    """Fig. 10: the first phase's share of the run, ID. Fig. 9: pass@k in mid-training."""
-    runs = studies["linear"] | {"id φ=0.5": studies["linear"]["id"]}
-    shares = ["id φ=0.3", "id φ=0.4", "id φ=0.5", "id φ=0.6"]
-    COLORS["id φ=0.5"] = COLORS["id"]
-    figure, axes = grid(1, 4)
-    panel(axes[0, 0], runs, shares, "entropy", "entropy (nats)", ylim=(0, None))
-    panel(axes[0, 1], runs, shares, "correct", "share of correct responses", ylim=(0, 1))
-    labels = ["static", "clip-higher", "id", "did", "od"]
-    panel(axes[0, 2], runs, labels, "pass@32", "pass@32", ylim=(0, 1))
-    panel(axes[0, 3], runs, labels, "correct", "pass@1", ylim=(0, 1))
-    axes[0, 2].legend(fontsize=8)
-    save(figure, axes, out / "phase-passk.png")
+def draw_controls(studies: dict[str, Runs], out: Path) -> None:
+    """U and M beside constants of their width, and ID beside its first half and U."""
+    names = [name for name in BENCHES if name in studies]
+    rows = {
+        "controls-of-p": ["static", "upper", "upper-const", "lower", "lower-const"],
+        "controls-of-id": ["static", "upper", "id", "id-up"],
+    }
+    for stem, labels in rows.items():
+        figure, axes = grid(2, len(names))
+        for column, name in zip(axes.T, names):
+            panel(column[0], studies[name], labels, "entropy", f"{BENCHES[name]}: entropy", ylim=(0, None))
+            panel(column[1], studies[name], labels, "correct", "share of correct responses", ylim=(0, 1))
+        axes[0, 0].legend(fontsize=8)
+        save(figure, out / f"{stem}.png")
 
 
 def draw_targets(studies: dict[str, Runs], out: Path) -> None:
-    """Entropy on a setpoint: four targets on three policies, static beside them."""
-    names = {"linear": "linear policy", "zipf": "transformer, zipf", "sums": "transformer, sums"}
-    figure, axes = grid(3, 4)
-    for row, (name, title) in zip(axes, names.items()):
-        for axis, target in zip(row, TARGETS):
-            runs = studies[name]
-            if lines := runs.get(f"track {target}"):
-                curve(axis, runs["static"], "entropy", "static", "grey", scale=True)
-                curve(axis, lines, "entropy", "track", "C3", scale=True)
-                steps = np.arange(lines[0]["steps"] + 1)
-                wanted = Target(target, lines[0]["steps"])
-                axis.plot(
-                    steps, [wanted(k, 1.0) for k in steps], color="black", linestyle="--", linewidth=1, label="target"
-                )
-            axis.set(title=f"{title}: {target}", ylim=(0, 1.6))
+    """Every method that takes a target, given the same one."""
+    names = [name for name in BENCHES if name in studies]
+    figure, (axes,) = grid(1, len(names))
+    for axis, name in zip(axes, names):
+        runs = studies[name]
+        panel(axis, runs, ["static", *CONTROLLERS], "entropy", f"{BENCHES[name]}: entropy", ylim=(0, None))
+        if tracked := runs.get("track"):
+            target = np.mean([line["curves"]["target"] for line in tracked], axis=0)
+            axis.plot(tracked[0]["curves"]["step"], target, color="black", linestyle="--", label="target")
+    axes[0].legend(fontsize=8)
+    save(figure, out / "targets.png")
+
+
+def draw_bench(studies: dict[str, Runs], out: Path) -> None:
+    """All methods in one picture: how much entropy each holds, and how many responses are correct at the end."""
+    names = [name for name in BENCHES if name in studies]
+    figure, axes = plt.subplots(1, len(names), figsize=(6.2 * len(names), 5.4), constrained_layout=True, squeeze=False)
+    for axis, name in zip(axes[0], names):
+        for label, lines in studies[name].items():
+            x, y = [held(line) for line in lines], [line["final"]["correct"] for line in lines]
+            kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in CONTROLLERS else "#009E73"
+            axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
+            axis.annotate(label, (np.mean(x), np.mean(y)), xytext=(4, 3), textcoords="offset points", fontsize=7)
+        axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
+        axis.set(
+            title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end", ylim=(0, None)
+        )
+        axis.grid(alpha=0.3)
+    for color, name in (("#D55E00", "thresholds"), ("#0072B2", "given a target"), ("#009E73", "other objectives")):
+        axes[0, 0].plot([], [], "o", color=color, label=name)
+    axes[0, 0].legend(fontsize=8)
+    save(figure, out / "bench.png")
+
+
+def draw_passk(studies: dict[str, Runs], out: Path) -> None:
+    """pass@32 at 0.3 T and at the end, seed by seed, where it is exact."""
+    names, labels = (
+        [name for name in ("linear", "linear-slow") if name in studies],
+        ["static", "clip-higher", "upper", "id", "did", "od"],
+    )
+    figure, axes = grid(2, len(names))
+    for column, name in zip(axes.T, names):
+        for axis, share, when in zip(column, (0.3, 1.0), ("0.3 T", "the end")):
+            for i, label in enumerate(labels):
+                values = [at(line, "pass@32", share) for line in studies[name].get(label, [])]
+                axis.plot([i] * len(values), values, "o", color=COLORS[label], markersize=4)
+            axis.set(title=f"{BENCHES[name]}: pass@32 at {when}", ylim=(0, 1))
+            axis.set_xticks(range(len(labels)), labels, fontsize=8)
             axis.grid(alpha=0.3)
-    save(figure, axes, out / "targets.png")
+    save(figure, out / "pass32.png")
+
+
+def draw_regions(studies: dict[str, Runs], out: Path) -> None:
+    """The paper's Fig. 3: only one region's tokens are trained."""
+    figure, ((entropy, correct),) = grid(1, 2)
+    runs = studies["regions-linear"]
+    panel(entropy, runs, list(runs), "entropy", "trained on one region's tokens: entropy", ylim=(0, None))
+    panel(correct, runs, list(runs), "correct", "share of correct responses", ylim=(0, None))
+    entropy.legend(fontsize=8)
+    save(figure, out / "regions.png")
 
 
 def draw_words(studies: dict[str, Runs], out: Path) -> None:
     """A pretrained language model, one run each."""
-    figure, axes = grid(1, 4)
-    titles = {
-        "entropy": "entropy (nats)",
-        "correct": "share of correct responses",
-        "clip_frac_high": "clipped above",
-        "clip_frac_low": "clipped below",
-    }
-    for axis, (key, title) in zip(axes[0], titles.items()):
+    figure, (axes,) = grid(1, 4)
+    titles = {"entropy": "entropy (nats)", "correct": "share of correct responses", "clip_frac_high": "clipped above"}
+    for axis, (key, title) in zip(axes, (titles | {"clip_frac_low": "clipped below"}).items()):
         panel(axis, studies["words"], ["static", "id", "od", "track id"], key, title, ylim=(0, None))
     for line in studies["words"]["track id"]:
-        axes[0, 0].plot(
-            line["curves"]["step"],
-            line["curves"]["target"],
-            color="black",
-            linestyle="--",
-            linewidth=1,
-            label="its target",
+        axes[0].plot(
+            line["curves"]["step"], line["curves"]["target"], color="black", linestyle="--", label="its target"
         )
-    save(figure, axes, out / "words.png")
+    axes[0].legend(fontsize=8)
+    save(figure, out / "words.png")
 
 
 # -------------------------------------------------------------------------------------------------------- the tables
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(
-        [
-            f"\n**{title}**\n",
-            "| " + " | ".join(head) + " |",
-            "|---" * len(head) + "|",
-            *("| " + " | ".join(row) + " |" for row in rows),
-        ]
-    )
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join([f"\n**{title}**\n", *lines])
 
 
-def study_table(name: str, runs: Runs) -> str:
-    """Every run of one policy: entropy, correct responses, pass@k at the end; and the change of entropy, predicted and
-    measured."""
-    rows, keys = [], [key for key in ("correct", "pass@8", "pass@32") if key in runs["static"][0]["final"]]
-    for label, lines in runs.items():
-        wins = sum(
-            line["final"]["correct"] > base["final"]["correct"]
-            for line in lines
-            for base in runs["static"]
-            if base["seed"] == line["seed"]
-        )
-        rows.append(
-            [
-                label,
-                interval([line["final"]["entropy"] / line["h_init"] for line in lines], 2),
-                *(interval([line["final"][key] for line in lines]) for key in keys),
-                interval([line["correct_mean"] for line in lines]),
-                f"{wins} of {len(lines)}" if label != "static" else "",
-                interval([line["prediction"]["correlation"] for line in lines], 2),
-            ]
-        )
-    head = [
-        "run",
-        "final H / H_init",
-        "correct at the end",
-        *keys[1:],
-        "correct, mean over the run",
-        "correct at the end above static's, same seed",
-        "correlation of predicted and measured change of H",
-    ]
-    return table(f"{name}, seeds: {len(runs['static'])}", head, rows)
-
-
-def tracking_table(name: str, runs: Runs) -> str:
-    """How far entropy is from each target: of the schedules, which know of none, and of those that were given it."""
-    errors = lambda lines, t, key="tracking": interval([100 * line[key][t] for line in lines], 1)  # noqa: E731
-    rows = [[label, *(errors(lines, t) for t in TARGETS)] for label, lines in runs.items() if " " not in label]
-    for label in dict.fromkeys(label.split()[0] for label in runs if label.split()[-1] in TARGETS and " " in label):
-        rows.append([label, *(errors(runs[f"{label} {t}"], t) for t in TARGETS)])
-    rows.append(["track, means of 10 steps", *(errors(runs[f"track {t}"], t, "tracking_10") for t in TARGETS)])
-    return table(f"{name}: mean abs(H − target) in % of H_init", ["run", *TARGETS], rows)
-
-
-def mid_training_table(name: str, runs: Runs) -> str:
-    """The paper's Fig. 9 looks at step 120 of 400."""
+def bench_table(name: str, runs: Runs) -> str:
+    """Every method on one policy; its difference to static, seed by seed."""
+    passk = [key for key in ("pass@32",) if key in runs["static"][0]["final"]]
     rows = []
-    for label in ("static", "clip-higher", "id", "did", "od"):
-        at = {
-            key: [np.interp(0.3 * line["steps"], line["curves"]["step"], line["curves"][key]) for line in runs[label]]
-            for key in ("correct", "pass@8", "pass@32")
-        }
-        rows.append([label, *(interval(values) for values in at.values())])
-    return table(f"{name}: at 0.3 T", ["run", "pass@1", "pass@8", "pass@32"], rows)
+    for label, lines in runs.items():
+        static = {line["seed"]: line for line in runs["static"]}
+        pairs = [(line, static[line["seed"]]) for line in lines if line["seed"] in static]
+        cells = [
+            label,
+            str(len(lines)),
+            interval([held(line) for line in lines], 2),
+            interval([line["final"]["correct"] for line in lines]),
+            interval([a["final"]["correct"] - b["final"]["correct"] for a, b in pairs]) if label != "static" else "",
+            interval([line["correct_mean"] for line in lines]),
+        ]
+        cells += [interval([at(line, key, 0.3) for line in lines]) for key in passk if key in lines[0]["curves"]]
+        cells += [interval([line["final"][key] for line in lines]) for key in passk]
+        cells += [
+            f"{100 * np.mean([np.mean(line['curves'][f'clip_frac_{side}']) for line in lines]):.2f}"
+            for side in ("high", "low")
+        ]
+        errors = [
+            f"{100 * np.mean([line[key] for line in lines]):.1f}"
+            for key in ("error_true", "error_measured")
+            if key in lines[0]
+        ]
+        rows.append([*cells, " / ".join(errors)])
+    early = ["pass@32 at 0.3 T"] if "pass@32" in runs["static"][0]["curves"] else []
+    head = ["method", "seeds", "mean H / first H", "correct at the end", "minus static", "correct over the run", *early]
+    head += [
+        *(f"{key} at the end" for key in passk),
+        "clipped above, %",
+        "below, %",
+        "off the target, % (true / measured)",
+    ]
+    return table(f"{name}: {BENCHES.get(name, '')}", head, rows)
 
 
 def region_table(name: str, runs: Runs) -> str:
@@ -298,33 +354,21 @@ def region_table(name: str, runs: Runs) -> str:
         ]
         for label, lines in sorted(runs.items())
     ]
-    return table(name, ["trained", "seeds", "H at the start", "H at the end", "rises in", "correct at the end"], rows)
+    return table(name, ["trained", "seeds", "first H", "H at the end", "rises in", "correct at the end"], rows)
 
 
 def draw(results: Path) -> None:
     """All figures and results/tables.md; a figure whose runs are not there is left out, and named."""
     studies = load(results)
-    for figure, needs in {
-        draw_regions: ("regions-linear", "regions-sums"),
-        draw_schedules: ("linear", "linear-slow", "zipf"),
-        draw_paper: ("linear", "zipf"),
-        draw_phase: ("linear",),
-        draw_targets: ("linear", "zipf", "sums"),
-        draw_words: ("words",),
-    }.items():
-        if lacking := [name for name in needs if name not in studies]:
+    draw_method(results)
+    draw_region_map(results)
+    needs = {figure: ("linear",) for figure in (draw_paper, draw_controls, draw_targets, draw_bench, draw_passk)}
+    for figure, names in (needs | {draw_regions: ("regions-linear",), draw_words: ("words",)}).items():
+        if lacking := [name for name in names if name not in studies]:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")
         else:
             figure(studies, results)
-    tables = []
-    for name, runs in studies.items():
-        if "regions" in name:
-            tables.append(region_table(name, runs))
-        else:
-            tables.append(study_table(name, runs))
-            if all(f"track {target}" in runs for target in TARGETS):
-                tables.append(tracking_table(name, runs))
-    if "linear" in studies:
-        tables.append(mid_training_table("linear", studies["linear"]))
+    tables = [bench_table(name, studies[name]) for name in BENCHES if name in studies]
+    tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     (results / "tables.md").write_text("\n".join(tables) + "\n")
     print(results / "tables.md")

@@ -21,7 +21,7 @@ from clipping import entropy_change, region_masks
 from config import REGIONS
 from data import load_problems
 from logprobs import token_stats
-from study import words, zipf
+from study import words
 from study.softmax import PRESETS, Settings, SoftmaxPolicy
 
 RELATIVE_STEP = 1e-8  # in float64; how far the parameters go, as a share of their norm
@@ -108,23 +108,18 @@ def table(name: str, rows: torch.Tensor) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=500, help="steps for each policy")
-    parser.add_argument(
-        "--zipf-task", type=Path, default=Path("runs/zipf-task"), help="made by zipf.py; built if it is not there"
-    )
     parser.add_argument("--words-task", type=Path, help="made by words.py; default: left out")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if not (args.zipf_task / "data.jsonl").exists():
-        zipf.build(args.zipf_task)
     print(
         "| policy | region | tokens | own state: rule | exact | all states: rule | exact |\n"
         "|---|---|---|---|---|---|---|"
     )
     for kind in ("tabular", "linear"):
         table(kind, softmax_policy(kind, 0, args.tokens))
-    sums = [problem["problem"] for problem in tiny.problems(64, seed=0)]
-    table("transformer, zipf", transformer(args.zipf_task, list(zipf.tables()[0])[::5], zipf.LENGTH, 0, args.tokens))
-    table("transformer, sums", transformer(tiny.ensure_model(), sums, 48, 0, args.tokens))
+    prompts = [problem["problem"] for problem in tiny.problems(64, seed=0)]
+    response = tiny.FREE + tiny.BOXED + 3  # two tokens of the box, and <eos>
+    table("transformer, built-in task", transformer(tiny.ensure_model(), prompts, response, 0, args.tokens))
     if args.words_task:
         prompts = [row["problem"] for row in load_problems(str(args.words_task / "data.jsonl"))]
         table("pretrained, words", transformer(args.words_task, prompts[:: len(words.KINDS)], 4, 0, args.tokens))

@@ -1,15 +1,14 @@
-"""The paper's experiments, and the study of entropy on a setpoint, on two CPU cores.
+"""Every method on the same policies with the same seeds, and the paper's experiments, on two CPU cores.
 
     python -m study.reproduce                    # the runs that results/ lacks, two at a time, then figures and tables
-    python -m study.reproduce --quick            # one seed, short runs, into runs/quick: ten minutes, as a check
+    python -m study.reproduce --only linear      # one experiment: linear, linear-slow, tiny, regions-linear ...
+    python -m study.reproduce --quick            # one seed, short runs, into runs/quick: as a check
     python -m study.reproduce --draw             # figures and tables from the committed results/*.jsonl alone
 
-To make them again, move results/*.jsonl away first: about 80 minutes for the default's 3 seeds, and 130 for the 5 of
-the committed results. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
-
-A run is a command of study.softmax or grpo.py and a seed. What it logged is thinned (a point is the mean over a window
-of steps) and becomes one line of results/EXPERIMENT.jsonl, with the command; runs that are there already are not made
-again. figures.py draws the lines.
+A run is a command of study.softmax (a quarter of a minute on one core) or of grpo.py (two minutes), and a seed. What it
+logged is thinned, so that a point is the mean over a window of steps. It becomes one line of results/EXPERIMENT.jsonl,
+with the command. Runs that are there already are not made again, so an interrupted study goes on. figures.py draws the
+lines. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
 """
 
 import argparse
@@ -27,8 +26,9 @@ import numpy as np
 from tqdm import tqdm
 
 from config import REGIONS
-from controllers import TARGETS, Target
+from controllers import CONTROLLERS, TARGETS, Target
 from metrics import read_lines
+from objectives import LOSSES
 from schedules import SCHEDULES
 from study import figures
 
@@ -46,45 +46,41 @@ CURVES = (
     "target",
     "controller",
 )
-SETPOINT_BASELINES = ("adaptive-bonus", "entropic")  # they take the same targets
 REGION_SETS = ("E1", "E2", "E3", "E4", "E1,E2,E3,E4")
 
 LINEAR = "study.softmax --policy linear --total-steps 600"
-ZIPF = (
-    "grpo.py --preset tiny --sampler transformers --model runs/zipf-task --data runs/zipf-task/data.jsonl "
-    "--reward study.zipf:noisy --max-response-tokens 3 --prompts-per-step 8 --group-size 32 --mini-batches 1 "
-    "--epochs 16 --lr 1e-4 --od-ratio 0.2 --save-every 1000 --total-steps 120"
-)
+TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 WORDS = (
     "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
     "--reward study.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
-    "--epochs 4 --lr 1e-5 --od-ratio 0.2 --save-every 1000 --total-steps 40"
+    "--epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
 )
-TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 
-# {experiment: {label: command}}; linear-slow: a third of the learning rate; linear-sound: rewards without noise
-EXPERIMENTS = {
-    "linear": {name: f"{LINEAR} --schedule {name}" for name in SCHEDULES}
-    | {f"track {t}": f"{LINEAR} --objective track --target {t}" for t in TARGETS}
-    | {f"{o} {t}": f"{LINEAR} --objective {o} --target {t}" for o in SETPOINT_BASELINES for t in TARGETS}
-    | {f"id φ={share}": f"{LINEAR} --schedule id --phase-share {share}" for share in (0.3, 0.4, 0.6)},
+# {label: flags} of every method; those that take a target are all given the same one
+METHODS = {name: f"--schedule {name}" for name in SCHEDULES}
+METHODS |= {name: f"--objective {name} --target id" for name in CONTROLLERS}
+METHODS |= {name: f"--objective {name}" for name in LOSSES if name not in CONTROLLERS and name != "grpo"}
+
+EXPERIMENTS = {  # {experiment: {label: command}}
+    # every method on the linear policy: at a learning rate where static GRPO collapses, and at a third of it
+    "linear": {label: f"{LINEAR} {flags}" for label, flags in METHODS.items()},
+    "linear-slow": {label: f"{LINEAR} --lr 0.003 {flags}" for label, flags in METHODS.items()},
+    # and on the built-in task
+    "tiny": {label: f"{TINY} {flags}" for label, flags in METHODS.items()},
+    # the paper's controlled experiment: the tokens of one region only
     "regions-linear": {r: f"study.softmax --policy linear --total-steps 60 --train-regions {r}" for r in REGION_SETS},
-    "linear-slow": {name: f"{LINEAR} --lr 0.003 --schedule {name}" for name in SCHEDULES},
+    # the linear policy without noise in its rewards
     "linear-sound": {name: f"{LINEAR} --paid-correct 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
-    "zipf": {name: f"{ZIPF} --schedule {name}" for name in SCHEDULES}
-    | {f"track {t}": f"{ZIPF} --schedule static --objective track --target {t}" for t in TARGETS}
-    | {
-        f"{o} {t}": f"{ZIPF} --schedule static --objective {o} --target {t}"
-        for o in SETPOINT_BASELINES
-        for t in TARGETS
+    # a pretrained language model
+    "words": {
+        "static": f"{WORDS} --schedule static",
+        "id": f"{WORDS} --schedule id",
+        "od": f"{WORDS} --schedule od --od-ratio 0.2",
+        "track id": f"{WORDS} --schedule static --objective track --target id",
     },
-    "tiny": {name: f"{TINY} --schedule {name}" for name in SCHEDULES},
-    "words": {name: f"{WORDS} --schedule {name}" for name in ("static", "id", "od")}
-    | {"track id": f"{WORDS} --schedule static --objective track --target id"},
 }
 ONE_SEED = ("words",)  # made only if asked for
-FIRST_SEED = {"tiny": 5}  # its settings were chosen with seeds 0-4, see results/search
-PAST = ("sums", "regions-sums")  # results of a task that tiny.py had before, and that cannot be made again
+FIRST_SEED = {"linear": 5, "linear-slow": 5, "tiny": 5}  # settings were chosen with seeds 0 to 4
 
 
 def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
@@ -117,6 +113,7 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
     return {
         "steps": n,
         "h_init": entropy[0],
+        "entropy_mean": float(entropy.mean()),
         "tracking": {t: float(np.abs(e).mean()) for t, e in error.items()},
         "tracking_10": {
             t: float(np.abs(np.convolve(e, np.full(10, 0.1), "valid")).mean()) for t, e in error.items()
@@ -127,6 +124,7 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
             if key in lines[0]
         },
         "correct_mean": float(np.mean([line["correct"] for line in lines])),
+        **tracking_errors(lines),
         "prediction": {
             "correlation": float(np.corrcoef(pairs)[0, 1]),
             "same_sign": float(np.mean(np.prod(pairs, 0) > 0)),
@@ -136,33 +134,22 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
     }
 
 
-def measure_model(experiment: str, model: Path, out: Path) -> dict:
-    """{"correct", "pass@8", "pass@32"}, of 32 samples at temperature 1 for each prompt of the zipf task or each
-    held-out problem of the tiny one."""
-    if experiment == "zipf":
-        done = python(["study.zipf", "--measure", str(model)])
-        return json.loads(done.splitlines()[-1])
-    python(
-        [
-            "evaluate.py",
-            "--model",
-            str(model),
-            "--benchmarks",
-            "tiny",
-            "--sampler",
-            "transformers",
-            "--samples",
-            "32",
-            "--temperature",
-            "1",
-            "--top-p",
-            "1",
-            "--top-k",
-            "0",
-            "--output",
-            str(out),
-        ]
-    )
+def tracking_errors(lines: list[dict]) -> dict[str, float]:
+    """How far entropy was from the controller's target on average, as a share of the target's first value: the measured
+    entropy, which is that of a step's batch, and where it is known the true one, over all states."""
+    if lines[0].get("target") is None:
+        return {}
+    target = np.array([line["target"] for line in lines])
+    found = {"error_true": [line["entropy"] for line in lines]} if "measured_entropy" in lines[0] else {}
+    found["error_measured"] = [line.get("measured_entropy", line["entropy"]) for line in lines]
+    return {name: float(np.abs(entropy - target).mean() / target[0]) for name, entropy in found.items()}
+
+
+def measure_model(model: Path, out: Path) -> dict:
+    """{"correct", "pass@8", "pass@32"} of a model on the built-in task: 32 samples at temperature 1 for each held-out
+    problem."""
+    flags = "--benchmarks tiny --sampler transformers --samples 32 --temperature 1 --top-p 1 --top-k 0"
+    python(["evaluate.py", "--model", str(model), *flags.split(), "--output", str(out)])
     (benchmarks,) = json.loads((out / "results.json").read_text())["models"].values()
     mean = {metric: values[0] for metric, values in benchmarks["tiny"]["metrics"].items()}
     return {"correct": mean["avg"], "pass@8": mean["pass@8"], "pass@32": mean["pass@32"]}
@@ -221,8 +208,8 @@ class Study:
         line = {"label": label, "seed": seed, "command": command} | summarize(
             read_lines(out / "metrics.jsonl"), trained, "--objective track" in command
         )
-        if experiment in ("zipf", "tiny"):
-            line["final"] |= measure_model(experiment, out / "model", out / "evaluation")
+        if experiment == "tiny":
+            line["final"] |= measure_model(out / "model", out / "evaluation")
         with self.lock, open(self.path(experiment), "a") as file:
             file.write(json.dumps(line) + "\n")
 
@@ -230,12 +217,8 @@ class Study:
         """A run that fails is reported at the end; the others go on."""
         self.results.mkdir(parents=True, exist_ok=True)
         todo, failed = self.missing(experiments), []
-        for task in ("zipf", "words"):
-            if (
-                any(f"runs/{task}-task" in EXPERIMENTS[e][label] for e, label, _ in todo)
-                and not Path(f"runs/{task}-task/data.jsonl").exists()
-            ):
-                python([f"study.{task}", "--output", f"runs/{task}-task"])
+        if any(experiment == "words" for experiment, *_ in todo) and not Path("runs/words-task/data.jsonl").exists():
+            python(["study.words", "--output", "runs/words-task"])
         with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
             try:
                 for future in as_completed([pool.submit(self.run, *run) for run in todo]):

@@ -153,10 +153,11 @@ def exact(policy: SoftmaxPolicy, cfg: Settings) -> tuple[torch.Tensor, torch.Ten
 def run(cfg: Settings):
     """Trains; yields each step's line of metrics.jsonl.
 
-    Beside the trainer's keys a line has `correct`, the chance of a correct response, and `pass@k`, that of a correct
-    one among k, both exact over all states; `clip_frac_high_E2`, the part of clip_frac_high that is in E2; and
-    `entropy_change`, measured on this step's contexts. Shapes: P prompts, G responses to each, L positions, V tokens, N
-    = P · G · L."""
+    `entropy` is exact, over all contexts; schedules and controllers are given `measured_entropy`, that of the batch, as
+    in the trainer. Beside the trainer's keys a line has `correct`, the chance of a correct response, and `pass@k`, that
+    of a correct one among k, both exact over all states; `clip_frac_high_E2`, the part of clip_frac_high that is in E2;
+    and `entropy_change`, measured on this step's contexts. Shapes: P prompts, G responses to each, L positions, V
+    tokens, N = P · G · L."""
     torch.manual_seed(cfg.seed)
     policy = SoftmaxPolicy(cfg)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
@@ -179,7 +180,7 @@ def run(cfg: Settings):
             old = token_stats(rows, tokens.flatten(), chunk=len(rows))
             regions = region_masks(old.logp, old.entropy, advantages)  # [4, N]
 
-        entropy = before.double().mean().item()
+        entropy = old.entropy.double().mean().item()  # of this batch, as in the trainer
         upper, lower = schedule(step, entropy)
         number = controller(step, entropy) if controller else cfg.entropy_coef
         everything = torch.ones_like(regions[0])
@@ -206,7 +207,8 @@ def run(cfg: Settings):
         seen = cfg.updates * tokens.numel()
         yield {
             "step": step,
-            "entropy": entropy,
+            "entropy": before.double().mean().item(),
+            "measured_entropy": entropy,
             "reward": rewards.mean().item(),
             "correct": p_before.mean().item(),
             **{f"pass@{k}": (1 - (1 - p_before) ** k).mean().item() for k in (8, 32)},

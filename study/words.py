@@ -1,14 +1,13 @@
 r"""A pretrained language model on a task with many right answers: a word that begins with a given letter.
 
     python -m study.words --output runs/words-task        # SmolLM2-135M-Instruct, or --model; and data.jsonl
-    python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward study.words:score
-    --schedule id \
-        --sampler transformers --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 --epochs 4
-        --lr 1e-5
+    python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward study.words:score \
+        --sampler transformers --schedule id --max-response-tokens 4 --prompts-per-step 8 --group-size 8 \
+        --mini-batches 1 --epochs 4 --lr 1e-5
 
 Prompt: A word that begins with B is ". Response: four tokens, right if they begin with a closed word, as `banana".`, of
 three letters or more of which the first is that letter; nobody checks the spelling. The model starts with one right in
-seven and an entropy of 4.3 nats, 5.9 in the first token. As in the paper's runs, and unlike in tiny.py and zipf.py,
+seven and an entropy of 4.3 nats, 5.9 in the first token. As in the paper's runs, and unlike in tiny.py,
 nothing was trained for the task, and nearly all of a large vocabulary is rare.
 """
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controllers import CONTROLLERS, TARGETS, AdaptiveBonus, EntroPIC, Target, Track
+from controllers import CONTROLLERS, TARGETS, AdaptiveBonus, Entrocraft, EntroPIC, Stare, Target, Track
 
 
 def test_targets_by_hand():
@@ -138,6 +138,20 @@ def test_entropic_controller():
     want = [min(1, max(-1, e + 0.01 * sum(errors[: k + 1]))) for k, e in enumerate(errors)]
     assert [control(k, 1.0 + e) for k, e in enumerate(errors)] == pytest.approx(want)
     assert [EntroPIC(Target("0:5", 10, in_nats=True))(0, h) for h in (0.1, 9.0)] == [-1, 1]
+
+
+def test_entrocraft_has_a_band_of_a_thirteenth_on_either_side():
+    control = Entrocraft(Target("0:0.65", 10, in_nats=True))
+    assert [control(k, h) for k, h in enumerate((0.59, 0.61, 0.65, 0.69, 0.71))] == [1, 0, 0, 0, -1]
+
+
+def test_stare_moves_its_weight_by_a_hundredth_and_uses_it_below_the_target():
+    control = Stare(Target("0:0.5", 100, in_nats=True))
+    assert [control(k, h) for k, h in enumerate((0.4, 0.4, 0.6, 0.4))] == pytest.approx([1.1, 1.11, 1.0, 1.11])
+    assert [control(k, 0.4) for k in range(60)][-1] == pytest.approx(1.5)
+    for k in range(80):
+        control(k, 0.6)
+    assert control(81, 0.4) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("controller", CONTROLLERS.values())

@@ -146,6 +146,63 @@ def test_clip_cov_with_fewer_candidates_than_its_share_drops_them_all():
     assert weights.tolist() == [0, 0, 1, 1]  # cov = 1.95, 1.95, 0, 0
 
 
+def test_dppo_tv():
+    def formula(old, new, a, frozen):
+        moved = math.exp(frozen) - math.exp(old)
+        if (a > 0 and moved > 0.15) or (a < 0 and moved < -0.15):
+            return -(1 + math.copysign(0.15, a) / math.exp(old)) * a  # a constant: the gradient stops
+        return -math.exp(new - old) * a
+
+    sums = assert_same(LOSSES["dppo-tv"], formula, batch(spread=0.8))
+    assert sums["clip_high"] > 20 and sums["clip_low"] > 20
+
+
+def test_dcpo():
+    def formula(old, new, a, frozen):
+        r, p_old = math.exp(new - old), math.exp(old)
+        low = 0.5 + 0.5 * math.sqrt(max(0, 1 - 4 * 0.16 / p_old))
+        high = min(0.5 + 0.5 * math.sqrt(1 + 4 * 0.2 / p_old), 10)
+        return -min(r * a, min(max(r, low), high) * a)
+
+    sums = assert_same(LOSSES["dcpo"], formula, batch(spread=0.8))
+    assert sums["clip_high"] > 20 and sums["clip_low"] > 20
+
+
+def weights_of(name, number=0.0):
+    old, _, advantages, mask = batch()
+    stats = stats_of(old)._replace(entropy=-1.7 * old.flip(0))
+    weights, coef = prepare_objective(name, stats, advantages, mask, number, torch.Generator())
+    assert (coef == 0).all()
+    return stats, advantages, mask, weights
+
+
+@pytest.mark.parametrize("number, trained", [(-1.0, (1, 0)), (0.0, (1, 1)), (1.0, (0, 1))])
+def test_entrocraft_trains_correct_responses_above_its_band_and_wrong_ones_below(number, trained):
+    _, advantages, _, weights = weights_of("entrocraft", number)
+    assert torch.equal(weights, torch.where(advantages > 0, *map(float, trained)))
+
+
+def test_stare_weighs_the_tenth_of_the_most_surprising_tokens_where_the_advantage_is_positive():
+    old, advantages, mask, weights = weights_of("stare", 1.3)
+    kept = sorted(mask.nonzero().squeeze(1).tolist(), key=lambda i: old.logp[i].item())
+    surprising = set(kept[: int(0.1 * len(kept))])
+    assert [round(w.item(), 5) for w in weights] == [
+        1.3 if i in surprising and advantages[i] > 0 else 1.0 for i in range(len(mask))
+    ]
+
+
+def test_top_entropy_trains_a_fifth_of_the_tokens():
+    old, _, mask, weights = weights_of("top-entropy")
+    kept = sorted(mask.nonzero().squeeze(1).tolist(), key=lambda i: -old.entropy[i].item())
+    assert set(weights.nonzero().squeeze(1).tolist()) == set(kept[: int(0.2 * len(kept))])
+
+
+@pytest.mark.parametrize("name, weight", [("nsr", 0.0), ("w-reinforce", 0.1)])
+def test_negative_samples_weigh_more(name, weight):
+    _, advantages, _, weights = weights_of(name)
+    assert weights.tolist() == [weight if a > 0 else 1.0 for a in advantages]
+
+
 def test_entropy_bonus():
     old, logp, advantages, mask = args = batch()
     entropy = (logp * -1.7).detach().requires_grad_()
@@ -242,6 +299,9 @@ def test_at_the_first_update_of_a_step_each_is_the_policy_gradient_plus_its_own_
     if name == "track":  # u = 0.5: 1.5 for E2 and E3, 0.5 for E1 and E4
         surprising = torch.arange(len(old)) % 2 == 0
         want = want * torch.where(surprising == (advantages > 0), 1.5, 0.5)
+    if name in ("entrocraft", "stare", "top-entropy", "nsr", "w-reinforce"):  # their weights are tested above
+        weights, _ = prepare_objective(name, stats_of(old), advantages, mask, 0.5, torch.Generator())
+        want = want * weights
     if name == "clip-cov":
         want[gradient == 0] = 0
         assert 0 < (mask & (gradient == 0)).sum() <= 1  # of 400

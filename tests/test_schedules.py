@@ -17,6 +17,9 @@ TABLE = {
     "clip-higher": [((0, 0.28), (0, 0.2))] * 6,
     "upper": [((-0.25, 0.5), (0, 0.2))] * 6,
     "lower": [((0, 0.2), (-0.13, 0.3))] * 6,
+    "upper-const": [((0, 0.5), (0, 0.2))] * 6,
+    "lower-const": [((0, 0.2), (0, 0.3))] * 6,
+    "id-up": [((-0.25, 0.5), (0, 0.2)), ((-0.125, 0.35), (0, 0.2)), *[((0, 0.2), (0, 0.2))] * 4],
     "id": [
         ((-0.25, 0.5), (0, 0.2)),  # λ = 1: U
         ((-0.125, 0.35), (0, 0.2)),  # λ = 1/2
@@ -107,7 +110,7 @@ def test_od_restored_in_the_middle_of_a_leg_goes_on_the_same():
 def test_thresholds_stay_between_the_lines_that_are_mixed(name, share):
     schedule = make_schedule(name, total_steps=40, phase_share=share)
     for step in range(41):
-        for line, ends in zip(schedule(step, 0.3), ((EPS, U, CLIP_HIGHER), (EPS, M))):
+        for line, ends in zip(schedule(step, 0.3), ((EPS, U, CLIP_HIGHER, (0, 0.5)), (EPS, M, (0, 0.3)))):
             for p in (0.0, 0.3, 1.0):
                 value, bounds = line[0] * p + line[1], [slope * p + intercept for slope, intercept in ends]
                 assert min(bounds) - 1e-12 <= value <= max(bounds) + 1e-12

@@ -115,7 +115,7 @@ def test_entropy_follows_a_target_while_static_falls(policy):
         **PRESETS[policy] | dict(policy=policy, objective="track", target="0:1,0.5:0.8,1:0.9", total_steps=60)
     )
     lines = list(run(cfg))
-    h_init = lines[0]["entropy"]
+    h_init = lines[0]["measured_entropy"]
     assert lines[30]["target"] == pytest.approx(0.8 * h_init)
     assert sum(abs(line["entropy"] - line["target"]) for line in lines) / 60 < 0.1 * h_init
     assert entropies(Settings(**PRESETS[policy] | dict(policy=policy, total_steps=60)))[-1] < 0.7 * h_init
@@ -185,7 +185,7 @@ def test_a_target_alone_runs_track_and_static_and_draws_them(tmp_path, capsys, m
     assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
     tracked, static = read_metrics(tmp_path / "track"), read_metrics(tmp_path / "static")
     assert tracked["entropy"][0] == static["entropy"][0]  # the same seed, so the same policy
-    assert tracked["target"] == pytest.approx([tracked["entropy"][0] * (1 + 0.2 * k / 3) for k in range(3)])
+    assert tracked["target"] == pytest.approx([tracked["measured_entropy"][0] * (1 + 0.2 * k / 3) for k in range(3)])
     assert static["target"] == [None] * 3
 
 
