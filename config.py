@@ -39,14 +39,13 @@ PRESETS = {
     "tiny": dict(  # a model of 0.1M parameters and the task in tiny.py, on a laptop's CPU, in minutes
         model="tiny",
         data="tiny",
-        reward="tiny:score",
         od_ratio=0.5,  # the paper's 0.2 is never reached here
-        total_steps=100,
+        total_steps=60,
         prompts_per_step=16,
         group_size=16,
         max_prompt_tokens=32,
         max_response_tokens=12,
-        lr=1e-4,
+        lr=2e-4,
         lr_warmup_steps=2,
         mini_batches=1,
         epochs=16,
@@ -113,7 +112,10 @@ class Config:
     dynamic_sampling: int = opt(
         1, "draw up to so many batches of prompts until enough groups have rewards that differ (DAPO); 1: off"
     )
-    reward: str = opt("rewards:score", "module:function that scores completions, see rewards.py")
+    reward: str = opt(
+        "auto",
+        "module:function that scores completions, see rewards.py; auto: rewards:score, or for --data tiny tiny:score",
+    )
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
@@ -141,6 +143,8 @@ class Config:
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
         if self.schedule == "auto":
             self.schedule = "id" if self.objective == "grpo" else "static"
+        if self.reward == "auto":
+            self.reward = "tiny:score" if self.data == "tiny" else "rewards:score"
         if self.is_correction == "auto":
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()

@@ -21,7 +21,8 @@ REFERENCES = Path(__file__).parent / "study" / "results" / "tiny.jsonl"  # runs 
 def references(cfg: Config) -> dict[str, list[dict]]:
     """{label: lines of study/results} that a run can be held against: those of static and of its own schedule, one
     line a seed. They are runs of the tiny preset as it is, so any other run gets none."""
-    changed = any(getattr(cfg, key) != value for key, value in PRESETS["tiny"].items() if key != "save_every")
+    as_it_is = PRESETS["tiny"] | {"reward": "tiny:score", "save_every": cfg.save_every}
+    changed = any(getattr(cfg, key) != value for key, value in as_it_is.items())
     if changed or cfg.objective != "grpo" or cfg.train_regions or not REFERENCES.exists():
         return {}
     lines = read_lines(REFERENCES)

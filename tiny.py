@@ -2,9 +2,9 @@ r"""A task and a model small enough to watch entropy control work on a laptop: n
 
     python tiny.py --output tiny-model       # warm start (about half a minute), then pass rate and entropy
 
-The task in one sentence: given a number of three digits, write six characters of any kind and then a box with two
-digits, whose number must make a prime when it is added to the given one. To `347` the response `e!ae(a\boxed{20}` is
-correct, because 367 is a prime. There are about 14 correct boxes for each number, and the six characters are free.
+The task in one sentence: given a number of three digits, write any six characters and then a box with two digits, such
+that the sum of both numbers is divisible by none of 2, 3 and 5. To `347` the response `!"a(#!\boxed{20}` is correct,
+because of 367. About 27 of the 100 possible boxes are correct for each number, and the six characters are free.
 
 So a response is like a real solution in two ways: there are many correct ones, and most tokens do not decide whether it
 is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the
@@ -33,6 +33,7 @@ from rewards import Result
 
 BOX = "\\boxed{"
 DIGITS = "0123456789"
+DIVISORS = (2, 3, 5)
 CHARACTERS = "".join(chr(code) for code in range(33, 127) if chr(code) not in DIGITS + "\\{}")  # of the free part: 81
 FREE, BOXED = 6, 2  # characters before the box and in it
 EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally frequent in the box
@@ -44,8 +45,8 @@ MAX_LENGTH = 256  # of prompt and response together
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
     """`n` problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the number only.
-    They are distinct as long as the split has that many (TRAIN or EVAL), and repeated evenly beyond. The splits share no
-    number. Raises ValueError for another split.
+    They are distinct as long as the split has that many (TRAIN or EVAL), and repeated evenly beyond. The splits share
+    no number. Raises ValueError for another split.
     """
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
@@ -55,18 +56,14 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
     return [{"problem": number, "answer": number} for number in chosen[:n]]
 
 
-def is_prime(number: int) -> bool:
-    return number > 1 and all(number % divisor for divisor in range(2, int(number**0.5) + 1))
-
-
 def score(golds: list, completions: list) -> list[Result]:
-    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number added to the gold is a prime, and
-    0 for every other. It is exact: the same completion always gets the same reward. For --reward tiny:score.
+    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number plus the gold is divisible by
+    none of DIVISORS, and 0 for every other. The same completion always gets the same reward: --reward tiny:score.
     """
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
-        correct = box is not None and is_prime(int(gold) + int(box[1]))
+        correct = box is not None and all((int(gold) + int(box[1])) % divisor for divisor in DIVISORS)
         results.append(Result(float(correct), "correct" if correct else "wrong" if box else "no_box", box and box[1]))
     return results
 

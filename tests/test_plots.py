@@ -64,7 +64,10 @@ def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(sh
     assert list(plots.references(tiny_config(schedule="static"))) == ["static"]
 
 
-@pytest.mark.parametrize("change", [{"lr": 1e-3}, {"total_steps": 50}, {"objective": "entropy-bonus"}, {"model": "x"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"lr": 1e-3}, {"total_steps": 50}, {"objective": "entropy-bonus"}, {"model": "x"}, {"reward": "my:score"}],
+)
 def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
     assert plots.references(tiny_config(schedule="static", **change)) == {}
 

@@ -2,6 +2,7 @@
 tiny.py`."""
 
 import importlib.util
+import math
 import re
 from pathlib import Path
 
@@ -32,9 +33,6 @@ def tokenizer(model_dir):
     return AutoTokenizer.from_pretrained(model_dir)  # as a trainer or vLLM loads it
 
 
-SIEVE = set(range(2, 1100)) - {a * b for a in range(2, 34) for b in range(2, 550)}  # the primes below 1100
-
-
 def test_problems_are_deterministic_and_distinct():
     assert tiny.problems(100, seed=3) == tiny.problems(100, seed=3)
     assert tiny.problems(100, seed=3) != tiny.problems(100, seed=4)
@@ -53,10 +51,10 @@ def test_unknown_split_is_an_error():
         tiny.problems(1, seed=0, split="test")
 
 
-def test_a_response_is_correct_where_the_sum_is_a_prime():
+def test_a_response_is_correct_where_the_sum_has_no_factor_in_common_with_30():
     numbers = [(number, boxed) for number in range(100, 1000) for boxed in range(100)]
     results = tiny.score([str(n) for n, _ in numbers], [f"abc\\boxed{{{boxed:02d}}}" for _, boxed in numbers])
-    assert [result.reward for result in results] == [float(n + boxed in SIEVE) for n, boxed in numbers]
+    assert [result.reward for result in results] == [float(math.gcd(n + boxed, 30) == 1) for n, boxed in numbers]
     assert {(result.reward, result.reason) for result in results} == {(1.0, "correct"), (0.0, "wrong")}
 
 
@@ -70,9 +68,7 @@ def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(completio
 
 
 def test_only_the_last_box_counts():
-    right, wrong = tiny.score(
-        ["347", "347"], ["\\boxed{21}\\boxed{20}", "\\boxed{20}\\boxed{21}"]
-    )  # 367 is a prime, 368 not
+    right, wrong = tiny.score(["347", "347"], ["\\boxed{21}\\boxed{20}", "\\boxed{20}\\boxed{21}"])  # sums: 367 and 368
     assert (right.reward, wrong.reward) == (1.0, 0.0)
 
 
