@@ -9,6 +9,8 @@ import argparse
 import importlib.util
 import json
 import os
+import shutil
+import subprocess
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -34,6 +36,8 @@ PRESETS = {
         mini_batches=16,  # [recipe] 32 prompts each
         epochs=1,  # [recipe]
         micro_batch_tokens=16384,
+        vllm_gpu_memory=0.75,
+        vllm_max_num_seqs=512,  # all responses of a GPU at once
         save_every=20,
     ),
     "tiny": dict(  # a model of 0.1M parameters and the task in tiny.py, on a laptop's CPU, in minutes
@@ -311,6 +315,19 @@ def read_saved(path: Path) -> dict:
     return saved
 
 
+def require_working_gpus() -> None:
+    """Raises ValueError if this machine has GPUs that torch can't use, which would train on the CPU instead."""
+    if torch.cuda.is_available() or os.environ.get("CUDA_VISIBLE_DEVICES") == "" or not shutil.which("nvidia-smi"):
+        return
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout.count("GPU ")
+    if listed:
+        raise ValueError(
+            f"nvidia-smi lists {listed} GPUs, but torch {torch.__version__} can use none. It needs a driver of the "
+            "R580 series or newer, and its CUDA build, which ./torchrun.sh installs. To train on the CPU anyway, set "
+            'CUDA_VISIBLE_DEVICES=""'
+        )
+
+
 def parse_config(argv: list[str] | None = None) -> Config:
     """The run's configuration from the command line: preset first, then flags; with --resume the run's own
     configuration first, and `resume` is then its directory (None for a run that starts). A bad flag exits with code 2
@@ -339,6 +356,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         return Config(**{f.name: flags[f.name] for f in fields(Config)} | {"preset": preset})
 
     try:
+        require_working_gpus()
         if known.truncation is not None:
             raise ValueError(
                 "--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole "

@@ -32,6 +32,7 @@ def init_distributed(timeout_minutes: float) -> torch.device:
     timeout = timedelta(minutes=timeout_minutes)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, and most shapes here are new
         dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
         return torch.device("cuda", torch.cuda.current_device())
     dist.init_process_group("gloo", timeout=timeout)

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from tqdm import tqdm
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -41,6 +41,7 @@ from checkpoint import lock
 from data import BENCHMARKS, encode_prompt, load_benchmark
 from distributed import end_distributed, gather, init_distributed, seed_of
 from plots import plt
+from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
 
 ROWS = 1024  # completions that a rank makes between two writes
@@ -250,10 +251,6 @@ def open_samples(path: Path, settings: dict) -> set[tuple]:
     return done
 
 
-def directory_of(model: str) -> str:
-    return str(tiny.ensure_model()) if model == "tiny" else model
-
-
 def fingerprint(directory: str) -> str:
     """What tells two models of one name apart: the hub's commit, or a hash of the files in a directory."""
     if not Path(directory).is_dir():
@@ -283,10 +280,10 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
     asked, context = {}, sys.maxsize
     for model in args.model:
         try:
-            tokenizer, config = (auto.from_pretrained(directory_of(model)) for auto in (AutoTokenizer, AutoConfig))
+            tokenizer, config = (auto.from_pretrained(find_model(model)) for auto in (AutoTokenizer, AutoConfig))
         except (OSError, ValueError) as error:
             raise ValueError(f"--model {model}: {error}") from None
-        eos_ids(directory_of(model))
+        eos_ids(find_model(model))
         context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
         asked[model] = [
             {
@@ -308,7 +305,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
             f"--max-new-tokens {context - longest} at most"
         )
     settings = {
-        "models": {model: fingerprint(directory_of(model)) for model in args.model},
+        "models": {model: fingerprint(find_model(model)) for model in args.model},
         "benchmarks": {name: data_hash(rows) for name, rows in benchmarks.items()},
         "samples": args.samples,
         "sampling": vars(sampling) | {"seed": args.seed, "sampler": args.sampler},
@@ -338,21 +335,25 @@ def generate(
     size = max(1, ROWS // args.samples) * world_size
     is_done = lambda row: (row["model"], row["benchmark"], row["question"]) in done
     bar = tqdm(total=sum(map(len, asked.values())), unit="question", disable=rank > 0, dynamic_ncols=True)
-    samplers = []  # all are kept: where one engine ends, vLLM takes down what the next one shares with it
+    sampler = None  # one for all models: a second engine would not fit beside the first
     for model, rows in asked.items():
         chunks = [rows[i : i + size] for i in range(0, len(rows), size)]
         if not all(map(is_done, rows)):
-            tokenizer = AutoTokenizer.from_pretrained(directory_of(model))
-            sampler = make_sampler(
-                args.sampler,
-                directory_of(model),
-                device=device,
-                dtype=dtype,
-                max_len=max_len,
-                seed=args.seed,
-                gpu_memory=0.85,
-            )
-            samplers.append(sampler)
+            directory = find_model(model)
+            tokenizer = AutoTokenizer.from_pretrained(directory)
+            if sampler is None:
+                limits = dict(max_len=max_len, seed=args.seed, gpu_memory=0.85)
+                sampler = make_sampler(args.sampler, directory, device=device, dtype=dtype, **limits)
+            else:
+                sampler.sleep()
+                weights = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).state_dict()
+                try:
+                    sampler.sync(weights.items())
+                except ValueError as error:
+                    raise ValueError(
+                        f"{model} is not of the first model's shape ({error}): give it an own --output"
+                    ) from None
+                sampler.eos = eos_ids(directory)
         for chunk in chunks:
             if not all(map(is_done, chunk)):
                 mine = chunk[rank::world_size]
@@ -379,10 +380,8 @@ def generate(
                     with open(Path(args.output, "samples.jsonl"), "a") as file:
                         file.writelines(json.dumps(row) + "\n" for row in answered if not is_done(row))
             bar.update(len(chunk))
-        if samplers:
-            samplers[-1].sleep()  # room for the next model on the GPU
     bar.close()
-    end_distributed(*samplers[-1:])  # one engine takes down what all share
+    end_distributed(*filter(None, [sampler]))
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -194,8 +194,8 @@ def clipped_at(bounds):
 # -------------------------------------------------------------------- GRPO on chosen tokens, see `prepare_objective`
 # Entrocraft (arXiv 2604.26326): while H is above its band only responses with Â > 0 are trained, below it only those
 # with Â < 0, inside all. STARE (arXiv 2606.19236, O1): the tenth of the tokens with the highest surprisal weighs W
-# where Â > 0. Top entropy (80/20, arXiv 2506.01939): only the fifth of the tokens with the highest entropy. NSR and W-REINFORCE
-# (arXiv 2506.01347): correct responses weigh 0 and 0.1. Departure: the last two on GRPO's advantages and clip.
+# where Â > 0. Top entropy (80/20, arXiv 2506.01939): only the fifth of the tokens with the highest
+# entropy. NSR and W-REINFORCE (arXiv 2506.01347): correct responses weigh 0 and 0.1; here with GRPO's Â and clip.
 
 
 def top_share(values: torch.Tensor, loss_mask: torch.Tensor, share: float) -> torch.Tensor:
@@ -224,4 +224,4 @@ LOSSES = {
 }
 NEEDS_COEF = ("entropy-bonus", "adaptive-bonus", "entropic", "kl-cov")
 NEEDS_ENTROPY = ("entropy-bonus", "adaptive-bonus")
-OWN_CLIP = ("kl-cov", "dppo-tv", "dcpo")  # they do not use the thresholds, so a schedule would do nothing
+OWN_CLIP = ("kl-cov", "dppo-tv", "dcpo")  # they do not use the thresholds

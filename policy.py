@@ -11,11 +11,12 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
-from distributed import gather
-from logprobs import token_logp
-from rollout import MicroBatch
+import tiny
+from distributed import gather, print0
+from logprobs import CHUNK, token_logp
+from rollout import MicroBatch, collate
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -37,17 +38,13 @@ class Policy(torch.nn.Module):
     """Wraps `lm` so that its output head runs inside the sharded root's forward, chunk by chunk, on response tokens
     alone. So the head's weights are gathered once per micro-batch, and [tokens, vocabulary] never exists whole."""
 
-    def __init__(self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, save_dtype: torch.dtype):
+    def __init__(
+        self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, saved_config: PretrainedConfig
+    ):
+        """`saved_config`: the model's configuration as it came, with which `save` writes it."""
         super().__init__()
-        head = lm.get_output_embeddings()
-        text_config = lm.config.get_text_config()
-        soft_cap = getattr(text_config, "final_logit_softcapping", None)
-        if head is None or getattr(head, "bias", None) is not None or soft_cap:
-            raise ValueError(
-                f"{type(lm).__name__}: only plain linear output heads without bias and soft-capping are supported"
-            )
-        self.lm, self.temperature = lm, temperature
-        self.compute_dtype, self.save_dtype = compute_dtype, save_dtype
+        self.lm, self.temperature, self.compute_dtype, self.saved_config = lm, temperature, compute_dtype, saved_config
+        self.chunk = 1024 if compute_dtype == torch.bfloat16 else CHUNK  # tokens whose logits exist at a time
 
     @property
     def device(self) -> torch.device:
@@ -55,12 +52,13 @@ class Policy(torch.nn.Module):
 
     def forward(self, batch: MicroBatch, function: Callable = token_logp):
         """`function` (token_logp, token_stats or token_logp_and_entropy of logprobs.py) of the batch's n response
-        tokens."""
-        # positions count 0, 1, 2 … from the left, as padding is on the right
-        hidden = self.lm.base_model(
-            batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-        ).last_hidden_state  # [B, L, D]
-        return function(hidden[batch.predicts], batch.tokens, self.lm.get_output_embeddings().weight, self.temperature)
+        tokens.
+
+        There is no attention mask. Padding is on the right and attention is causal, so a response never sees it, and a
+        mask would keep attention off its flash kernel."""
+        hidden = self.lm.base_model(batch.input_ids, use_cache=False).last_hidden_state  # [B, L, D]
+        head = self.lm.get_output_embeddings().weight
+        return function(hidden[batch.predicts], batch.tokens, head, self.temperature, self.chunk)
 
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole tensor) of every weight in `compute_dtype`, which is the sampler's, one gathered at a time. A
@@ -71,33 +69,107 @@ class Policy(torch.nn.Module):
             yield name.removeprefix("lm."), full_tensor(tensor)
 
     def save(self, directory: Path, tokenizer) -> None:
-        """Write a Hugging Face model directory, in the dtype that the model came in. A collective; rank 0 writes."""
+        """Write a Hugging Face model directory, with the configuration and the dtype that the model came in. A
+        collective; rank 0 writes."""
         full = get_model_state_dict(self, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if dist.get_rank() == 0:
-            weights = {name.removeprefix("lm."): tensor.to(self.save_dtype) for name, tensor in full.items()}
+            dtype = self.saved_config.dtype or torch.float32
+            weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in full.items()}
             self.lm.save_pretrained(directory, state_dict=weights)
-            self.lm.config.dtype = self.save_dtype  # save_pretrained wrote that of the weights in training, float32
-            self.lm.config.save_pretrained(directory)
+            self.saved_config.save_pretrained(directory)  # save_pretrained wrote that of the model in training
             tokenizer.save_pretrained(directory)
         dist.barrier()
 
 
+def find_model(model: str) -> str:
+    """The directory or hub id of the model called `model`; "tiny" is made if it is not there. Raises ValueError for a
+    directory that holds none."""
+    path = Path(model)
+    if model == "tiny":
+        return str(tiny.ensure_model())
+    if path.is_dir() and not (path / "config.json").is_file():
+        hint = f"; is it {path / 'model'}?" if (path / "model/config.json").is_file() else ""
+        raise ValueError(f"--model {model}: this directory has no config.json{hint}")
+    if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~"))):
+        raise ValueError(f"--model {model}: there is no such directory")
+    return model
+
+
+def load_model(model: str) -> PreTrainedModel:
+    """The causal language model in a directory or of a hub id, in float32 on the host, with its dropout off, which
+    would make every ratio noise. Raises ValueError, which says what is wrong with it."""
+    try:
+        config = AutoConfig.from_pretrained(model)
+        text_config = config.get_text_config()
+        dropout = {k: v for k, v in text_config.to_dict().items() if "drop" in k and isinstance(v, float) and v > 0}
+        for name in dropout:
+            setattr(text_config, name, 0.0)
+        lm, found = AutoModelForCausalLM.from_pretrained(
+            model, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # whatever a damaged or foreign file may make transformers raise
+        raise ValueError(f"--model {model}: it can't be loaded ({type(error).__name__}: {first_line(error)})") from None
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(f"--model {model}: its files lack {len(missing)} weights, {missing[0]} for one")
+    if dropout:
+        print0("off in training: " + ", ".join(f"{name} {value}" for name, value in dropout.items()))
+    return lm
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+
+
+@torch.no_grad()
+def require_same(policy: Policy, model: str) -> None:
+    """Raises ValueError unless the policy's ln p are those of the model's own forward pass, row by row without padding.
+
+    So whatever a model does beyond "last hidden state times output head" is refused: soft caps, scales, biases,
+    dropout, attention that is not causal. Float32 rounding makes 1e-5 nats of difference."""
+    lm, vocabulary = policy.lm, policy.lm.config.get_text_config().vocab_size
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(vocabulary, (length,), generator=generator) for length in (24, 9)]
+    try:
+        ours = policy.train()(collate([ids[:4] for ids in texts], [ids[4:] for ids in texts], [0, 1]))
+        lm.eval()
+        theirs = []
+        for ids in texts:
+            logp = (lm(ids[None]).logits[0, 3:-1].float() / policy.temperature).log_softmax(-1)
+            theirs.append(logp.gather(1, ids[4:, None]).squeeze(1))
+        difference = (ours - torch.cat(theirs)).abs().max().item()
+    except Exception as error:  # whatever an architecture that does not fit may raise
+        raise ValueError(f"--model {model}: {type(lm).__name__} can't be trained here ({first_line(error)})") from None
+    policy.train()
+    if not difference < 1e-3:  # NaN too
+        raise ValueError(
+            f"--model {model}: {type(lm).__name__} can't be trained here: its own log-probabilities are "
+            f"{difference:.2g} nats off those of its last hidden state times its output head, which is what the policy "
+            "computes"
+        )
+
+
+def decoder_layers(lm: PreTrainedModel) -> torch.nn.ModuleList:
+    return max((m for m in lm.base_model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
+
+
 def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
-    """Load `model` on every rank in float32 and shard it over `mesh`, layer by layer.
+    """Load `model` on every rank in float32 and shard it over `mesh`, layer by layer. Raises ValueError for a model
+    that can't be loaded, or that is not what the policy takes it for.
 
     On GPUs it computes in bf16, with float32 weights and gradient reduction and with gradient checkpointing. On a CPU
     it computes in float32. One CPU process is not sharded: FSDP2's hooks would take a quarter of the tiny model's
     time."""
     on_gpu = mesh.device_type == "cuda"
-    lm = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    lm = load_model(model)
+    compute_dtype = torch.bfloat16 if on_gpu else torch.float32
+    policy = Policy(lm, temperature, compute_dtype, AutoConfig.from_pretrained(model))
+    require_same(policy, model)
     if on_gpu:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
-    compute_dtype = torch.bfloat16 if on_gpu else torch.float32
-    policy = Policy(lm, temperature, compute_dtype, AutoConfig.from_pretrained(model).dtype or torch.float32).train()
     if not on_gpu and mesh.size() == 1:
         return policy
     mixed = MixedPrecisionPolicy(torch.bfloat16, torch.float32) if on_gpu else MixedPrecisionPolicy()
-    for layer in lm.base_model.layers:
+    for layer in decoder_layers(lm):
         fully_shard(layer, mesh=mesh, mp_policy=mixed)
     return fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
@@ -112,24 +184,27 @@ def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: boo
     config = AutoConfig.from_pretrained(model).get_text_config()
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(config)
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in lm.base_model.layers]
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(lm)]
     n, vocabulary = sum(p.numel() for p in lm.parameters()), config.vocab_size
     compute = 2 if on_gpu else 4  # bytes of a number in the forward pass
-    layer = (
-        micro_batch_tokens * compute * (8 * config.hidden_size + 3 * config.intermediate_size)
-    )  # what one layer keeps for backward
-    boundary = micro_batch_tokens * compute * config.hidden_size  # what checkpointing keeps of it
-    return {
+    layer = micro_batch_tokens * compute * (8 * config.hidden_size + 3 * config.intermediate_size)  # kept for backward
+    boundary = micro_batch_tokens * compute * config.hidden_size  # what checkpointing keeps of a layer
+    root = n - sum(sizes)  # embeddings, last norm and head
+    parts = {
         "weights": 4 * n / ranks,
         "gradients": 4 * n / ranks,
         "optimizer": 8 * n / ranks,
-        "gathered weights and gradients": 2
-        * compute
-        * (2 * max(sizes) + n - sum(sizes)),  # a layer, the next one, and the root
+        # of a layer, the next one, and the root
+        "gathered weights and gradients": 2 * compute * (2 * max(sizes) + root),
         "activations": layer + len(sizes) * boundary if on_gpu else len(sizes) * layer,
-        "logits": 4 * 3 * 256 * vocabulary
-        + 4 * vocabulary * config.hidden_size,  # of one chunk, and the head's gradient
+        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * config.hidden_size,
     }
+    if on_gpu:  # gradients are reduced in float32, and norms and rotations are computed in it
+        parts["float32 copies of gathered gradients"] = 4 * (max(sizes) + root)
+        parts["float32 copies of activations"] = (
+            micro_batch_tokens * 4 * (4 * config.hidden_size + config.intermediate_size)
+        )
+    return parts
 
 
 def check_memory(model: str, ranks: int, micro_batch_tokens: int, device: torch.device, vllm_gpu_memory: float) -> None:

@@ -250,7 +250,6 @@ class MicroBatch(NamedTuple):
     """B rows padded on the right to L tokens, and the n response tokens in them, row after row."""
 
     input_ids: torch.Tensor  # [B, L] prompt, response, padding
-    attention_mask: torch.Tensor  # [B, L] 1 where there is a token
     predicts: torch.Tensor  # bool [B, L], True at the n positions whose *next* token is a response token
     tokens: torch.Tensor  # [n] those response tokens, EOS included; padding never
     rows: list[int]  # the row number of each of the B, FILLERs replaced
@@ -273,7 +272,6 @@ def collate(prompts: list[torch.Tensor], responses: list[torch.Tensor], rows: li
     position = torch.arange(input_ids.shape[1])
     return MicroBatch(
         input_ids=input_ids,
-        attention_mask=(position < end).long(),
         predicts=(position >= start - 1) & (position < end - 1),
         tokens=torch.cat([responses[i] for i in rows]).long(),
         rows=rows,

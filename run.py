@@ -15,14 +15,13 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 import data
 import rewards
-import tiny
 from checkpoint import Checkpointer, make_run_directory
 from config import Config
 from controllers import Controller
 from distributed import Phases, end_distributed, print0
 from metrics import Logger
 from plots import farewell
-from policy import Policy, build_policy, check_memory
+from policy import Policy, build_policy, check_memory, find_model
 from sample import Sampler, eos_ids, make_sampler
 from schedules import OD, Fixed
 
@@ -55,17 +54,16 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     if world_size % cfg.vllm_tp:
         raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
     reward = rewards.load_reward(cfg.reward)
-    model = cfg.model
-    if model == "tiny":
-        if dist.get_rank() == 0:
-            tiny.ensure_model()
-        dist.barrier()
-        model = str(tiny.ensure_model())
+    if cfg.model == "tiny" and dist.get_rank() == 0:
+        find_model("tiny")  # one rank makes it
+    dist.barrier()
+    model = find_model(cfg.model)
     try:
         tokenizer, model_config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {model}: {str(error).splitlines()[0]}") from None
-    eos_ids(model)
+    ends = ", ".join(f"{tokenizer.decode([i])} ({i})" for i in eos_ids(model))
+    print0(f"a response ends with {ends}")
     max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:

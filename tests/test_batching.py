@@ -56,7 +56,6 @@ def test_collate_points_at_the_positions_before_the_response_tokens():
     responses = [torch.tensor([4, 5]), torch.tensor([6])]
     batch = collate(prompts, responses, [0, 1])
     assert batch.input_ids.tolist() == [[1, 2, 4, 5], [3, 6, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
     assert batch.predicts.int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
     assert batch.tokens.tolist() == [4, 5, 6]
     assert batch.response_mask.tolist() == [True, True, True]

@@ -1,0 +1,143 @@
+"""What the policy takes a model for, and which models it refuses: pytest tests/test_policy.py"""
+
+import pytest
+import torch
+from helpers import python
+from transformers import AutoModelForCausalLM as Auto
+from transformers import (
+    CohereConfig,
+    Gemma2Config,
+    GPT2Config,
+    MistralConfig,
+    OlmoConfig,
+    Qwen2Config,
+    StableLmConfig,
+)
+
+from logprobs import CHUNK, token_logp
+from policy import Policy, find_model, load_model, require_same
+from rollout import collate
+
+SIZE = dict(
+    vocab_size=90,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=128,
+    initializer_range=0.3,
+    dtype="float32",
+)
+SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
+
+
+def saved(directory, config, seed=0):
+    torch.manual_seed(seed)
+    model = Auto.from_config(config)
+    for parameter in model.parameters():  # biases too, which are 0 at first
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(directory)
+    return str(directory)
+
+
+def policy_of(directory, temperature=1.0):
+    lm = load_model(directory)
+    return Policy(lm, temperature, torch.float32, lm.config)
+
+
+@pytest.mark.parametrize(
+    "config", [Qwen2Config(**SIZE), Qwen2Config(**SIZE, **SLIDING), MistralConfig(**SIZE, sliding_window=5)], ids=str
+)
+def test_without_a_mask_it_is_the_model_with_a_mask_to_the_bit(config, tmp_path):
+    """Rows of different lengths, padded on the right."""
+    policy = policy_of(saved(tmp_path, config)).train()
+    generator = torch.Generator().manual_seed(1)
+    lengths = (30, 7, 19)
+    texts = [torch.randint(90, (n,), generator=generator) for n in lengths]
+    batch = collate([ids[:3] for ids in texts], [ids[3:] for ids in texts], [0, 1, 2])
+    mask = (torch.arange(30) < torch.tensor(lengths)[:, None]).long()
+    hidden = policy.lm.base_model(batch.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
+    head = policy.lm.get_output_embeddings().weight
+    assert torch.equal(policy(batch), token_logp(hidden[batch.predicts], batch.tokens, head, 1.0, CHUNK))
+    require_same(policy, "this one")
+
+
+@pytest.mark.parametrize("dropout", [dict(attention_dropout=0.3), dict(attention_dropout=0.3, hidden_dropout=0.3)])
+def test_dropout_is_off_in_training_and_kept_in_what_is_saved(dropout, tmp_path, capsys):
+    config = StableLmConfig(**SIZE, **dropout)
+    policy = policy_of(saved(tmp_path, config))
+    assert "off in training: " in capsys.readouterr().out
+    require_same(policy, "this one")
+    batch = collate([torch.arange(3)], [torch.arange(9)], [0])
+    assert policy.training and torch.equal(policy(batch), policy(batch))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Gemma2Config(**SIZE, head_dim=16, final_logit_softcapping=2.0),
+        CohereConfig(**SIZE, logit_scale=0.25),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_a_head_that_does_more_than_multiply_is_refused_with_the_difference(config, tmp_path):
+    policy = policy_of(saved(tmp_path, config))
+    with pytest.raises(
+        ValueError, match=rf"--model here: {type(policy.lm).__name__} can't be trained here: .* nats off"
+    ):
+        require_same(policy, "here")
+
+
+def test_weights_that_are_not_numbers_are_refused(tmp_path):
+    policy = policy_of(saved(tmp_path, Qwen2Config(**SIZE)))
+    policy.lm.model.norm.weight.data[0] = float("nan")
+    with pytest.raises(ValueError, match="nan nats"):
+        require_same(policy, "here")
+
+
+@pytest.mark.parametrize("config", [OlmoConfig(**SIZE), GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=2)])
+def test_other_architectures_train_if_they_are_what_the_policy_computes(config, tmp_path):
+    require_same(policy_of(saved(tmp_path, config)), "this one")
+
+
+def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
+    directory = saved(tmp_path / "model", Qwen2Config(**SIZE))
+    weights = tmp_path / "model/model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"--model \S+model: it can't be loaded \(\w+: [^\n]*\)$"):
+        load_model(directory)
+    weights.unlink()
+    with pytest.raises(ValueError, match="it can't be loaded"):
+        load_model(directory)
+    with pytest.raises(ValueError, match="--model .*nothing: there is no such directory"):
+        find_model(str(tmp_path / "nothing"))
+    with pytest.raises(ValueError, match=rf"this directory has no config.json; is it {directory}\?"):
+        find_model(str(tmp_path))
+
+
+def test_weights_that_are_missing_are_named(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    directory = saved(tmp_path, Qwen2Config(**SIZE))
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["model.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="its files lack 1 weights, model.norm.weight for one"):
+        load_model(directory)
+
+
+def test_gpus_that_torch_cannot_use_end_the_run(tmp_path):
+    """A script stands in for nvidia-smi: here is no GPU with a driver that is too old."""
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: x)'\necho 'GPU 1: NVIDIA H100 (UUID: y)'\n")
+    fake.chmod(0o755)
+    import os
+
+    env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
+    del env["CUDA_VISIBLE_DEVICES"]
+    done = python("config.py", "--preset", "tiny", check=False, env=env)
+    assert done.returncode == 2 and "nvidia-smi lists 2 GPUs, but torch" in done.stderr and "R580" in done.stderr
+    hidden = python("config.py", "--preset", "tiny", env=env | {"CUDA_VISIBLE_DEVICES": ""})
+    assert hidden.stderr == ""
