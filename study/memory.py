@@ -3,17 +3,35 @@
     python -m study.memory Qwen/Qwen2.5-7B --gpus 8        # both, from rates that you can replace by your machine's
 
 Sharded parts are divided by the ranks of a node. Weights, gradients and AdamW's two moments are float32 (16 bytes a
-parameter); on a GPU the computation is in bfloat16 with gradient checkpointing. Activations are an estimate, the rest
-is counted.
+parameter); on a GPU the computation is in bfloat16 with gradient checkpointing. The activations are an estimate, the
+rest is counted. The number of micro-batches is the planner's, for log-normal response lengths. **Nothing here was
+measured on a GPU**: `python -m study.gpu_check` measures the rates of one.
 """
 
 import argparse
 import math
 
+import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from policy import GIB, training_memory
+from rollout import plan_micro_batches
+
+
+def micro_batches(a: argparse.Namespace, rows: int, ranks: int) -> tuple[int, float]:
+    """(micro-batches, share of padding) of `rows` rows on `ranks` ranks, by the trainer's own planner."""
+    sigma = 0.8
+    mean = np.log(a.response_tokens) - sigma**2 / 2
+    lengths = np.random.default_rng(0).normal(mean, sigma, rows)
+    lengths = [
+        int(a.prompt_tokens + length) for length in np.exp(lengths).clip(1, a.micro_batch_tokens - a.prompt_tokens)
+    ]
+    plan = plan_micro_batches(lengths, ranks, a.micro_batch_tokens)
+    padded = (
+        sum(len(shares[0]) * max(lengths[i] for share in shares for i in share if i >= 0) for shares in plan) * ranks
+    )
+    return len(plan), 1 - sum(lengths) / padded
 
 
 def step_time(model: str, gpus: int, nodes: int, a: argparse.Namespace) -> dict[str, float]:
@@ -21,56 +39,59 @@ def step_time(model: str, gpus: int, nodes: int, a: argparse.Namespace) -> dict[
     assumed in `a`."""
     with torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model).get_text_config())
-    n, all_gpus = sum(p.numel() for p in lm.parameters()), gpus * nodes
+    n, ranks = sum(p.numel() for p in lm.parameters()), gpus * nodes
+    per_update, padding = micro_batches(a, math.ceil(a.rows / a.updates), ranks)
+    updates = a.updates * per_update
     responses = a.rows * a.response_tokens
-    tokens = (responses + a.rows * a.prompt_tokens) / (1 - a.padding)
-    flops = 1e12 * a.tflops * all_gpus
-    micro_batches = a.updates * max(1, math.ceil(tokens / all_gpus / a.updates / a.micro_batch_tokens))
+    tokens = (responses + a.rows * a.prompt_tokens) / (1 - padding)
+    flops = 1e12 * a.tflops * ranks
     within, between = 1e9 * a.gpu_gbytes, 1e9 * a.node_gbytes
     return {
-        "rollout": responses / (a.decode_rate * all_gpus),
+        "rollout": responses / (a.decode_rate * ranks),
         "old log-probabilities: 2 FLOPs a parameter and token": 2 * n * tokens / flops,
         "update: 8, of which 2 are recomputed": 8 * n * tokens / flops,
-        f"gathering weights, {micro_batches} micro-batches": micro_batches
-        * (2 * 2 * n + 4 * n)
-        / within,  # bf16 twice, gradients once
-        "gradients between nodes": micro_batches * 2 * 4 * n / gpus / between
-        if nodes > 1
-        else 0.0,  # each rank its shard
+        # bf16 weights twice, float32 gradients once
+        f"gathering weights, {updates} micro-batches": updates * (2 * 2 * n + 4 * n) / within,
+        # each rank its shard
+        "gradients between nodes": updates * 2 * 4 * n / gpus / between if nodes > 1 else 0.0,
         "weights to the sampler": 2 * n / within,
     }
 
 
-if __name__ == "__main__":
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
-        description="Memory on each GPU, and seconds of a step, under the assumptions that the flags show."
+        prog="memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.formatter_class = argparse.ArgumentDefaultsHelpFormatter
+    for flag, default, text in (
+        ("--gpus", 8, "GPUs of a node: weights are sharded over them"),
+        ("--nodes", 1, "nodes: weights are replicated between them"),
+        ("--micro-batch-tokens", 16384, "padded tokens per forward/backward on each rank"),
+        ("--rows", 4096, "responses in a rollout batch"),
+        ("--prompt-tokens", 150, "mean length of prompts"),
+        ("--response-tokens", 1000, "mean length of responses"),
+        ("--updates", 16, "optimizer steps on a rollout batch"),
+        ("--decode-rate", 3000.0, "response tokens per second and GPU while sampling"),
+        ("--tflops", 350.0, "10^12 bf16 operations per second and GPU that the update reaches"),
+        ("--gpu-gbytes", 200.0, "GB per second of a collective within a node"),
+        ("--node-gbytes", 25.0, "GB per second and GPU between nodes"),
+    ):
+        parser.add_argument(flag, type=type(default), default=default, help=f"{text} ({default})")
     parser.add_argument("model", help="hub id or directory")
-    parser.add_argument("--gpus", type=int, default=8, help="of a node: weights are sharded over them")
-    parser.add_argument("--nodes", type=int, default=1)
-    parser.add_argument("--micro-batch-tokens", type=int, default=16384)
-    parser.add_argument("--rows", type=int, default=512 * 8, help="responses in a rollout batch")
-    parser.add_argument("--prompt-tokens", type=float, default=150, help="mean length of prompts")
-    parser.add_argument("--response-tokens", type=float, default=1000, help="mean length of responses")
-    parser.add_argument("--updates", type=int, default=16, help="optimizer steps on a rollout batch")
-    parser.add_argument(
-        "--padding", type=float, default=0.04, help="share of padded tokens, see python -m study.bench padding"
-    )
-    parser.add_argument(
-        "--decode-rate", type=float, default=3000, help="response tokens per second and GPU while sampling"
-    )
-    parser.add_argument(
-        "--tflops", type=float, default=350, help="10^12 bf16 operations per second and GPU that the update reaches"
-    )
-    parser.add_argument("--gpu-gbytes", type=float, default=200, help="GB per second of a collective within a node")
-    parser.add_argument("--node-gbytes", type=float, default=25, help="GB per second and GPU between nodes")
-    args = parser.parse_args()
-    parts = training_memory(args.model, args.gpus, args.micro_batch_tokens, on_gpu=True)
+    a = parser.parse_args(argv)
+    try:
+        parts = training_memory(a.model, a.gpus, a.micro_batch_tokens, on_gpu=True)
+        seconds = step_time(a.model, a.gpus, a.nodes, a)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"memory: error: {str(error).splitlines()[0]}\n")
     for name, size in parts.items():
         print(f"{size / GIB:8.2f} GiB  {name}")
-    print(f"{sum(parts.values()) / GIB:8.2f} GiB  in all, on each GPU\n")
-    seconds = step_time(args.model, args.gpus, args.nodes, args)
+    print(f"{sum(parts.values()) / GIB:8.2f} GiB  in all, on each GPU")
+    host = a.gpus * parts["weights"] * a.gpus  # every rank loads the whole model in float32
+    print(f"{host / GIB:8.2f} GiB  of host memory on a node while all ranks load\n")
     for name, value in seconds.items():
         print(f"{value:8.1f} s    {name}")
     print(f"{sum(seconds.values()):8.1f} s    a step, if nothing overlaps")
+
+
+if __name__ == "__main__":
+    main()

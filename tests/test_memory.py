@@ -4,10 +4,11 @@ from argparse import Namespace
 
 import pytest
 import torch
+from helpers import python
 from transformers import AutoModelForCausalLM, Qwen2Config
 
 from policy import check_memory, training_memory
-from study.memory import step_time
+from study.memory import main, micro_batches, step_time
 
 CPU = torch.device("cpu")
 
@@ -53,22 +54,30 @@ def test_a_small_model_fits(tmp_path):
 
 def test_step_time_scales_as_the_work_does(tmp_path):
     model = config(tmp_path, 128, 3)
-    a = Namespace(
-        rows=64,
-        prompt_tokens=10,
-        response_tokens=90,
-        updates=2,
-        padding=0.0,
-        decode_rate=100,
-        tflops=1e-6,
-        gpu_gbytes=1,
-        node_gbytes=1,
-        micro_batch_tokens=1000,
-    )
+    work = dict(rows=64, prompt_tokens=10, response_tokens=90, updates=2, micro_batch_tokens=1000)
+    rates = dict(decode_rate=100, tflops=1e-6, gpu_gbytes=1, node_gbytes=1)
+    a = Namespace(**work, **rates)
     n = sum(p.numel() for p in AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model)).parameters())
     rollout, old, update, gather, between, sync = step_time(model, 8, 1, a).values()
+    planned, padding = micro_batches(a, 32, 8)
     assert rollout == 64 * 90 / (100 * 8)
-    assert old == pytest.approx(2 * n * 6400 / (1e6 * 8)) and update == pytest.approx(4 * old)
-    assert gather == pytest.approx(2 * 8 * n / 1e9) and between == 0 and sync == pytest.approx(2 * n / 1e9)
+    assert old == pytest.approx(2 * n * 6400 / (1 - padding) / (1e6 * 8)) and update == pytest.approx(4 * old)
+    assert gather == pytest.approx(2 * planned * 8 * n / 1e9) and between == 0 and sync == pytest.approx(2 * n / 1e9)
     two = list(step_time(model, 8, 2, a).values())
-    assert two[:3] == pytest.approx([rollout / 2, old / 2, update / 2]) and two[4] > 0
+    assert two[0] == pytest.approx(rollout / 2) and two[4] > 0
+    assert 0 <= padding < 0.5 and 1 <= planned <= 4  # 32 rows on 8 ranks are 4 a rank
+
+
+def test_a_bad_model_is_one_line(tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([str(tmp_path / "nothing")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.startswith("memory: error: ") and len(error.splitlines()) == 1
+
+
+def test_the_gpu_check_runs_at_toy_size_on_a_cpu(tmp_path):
+    done = python("-m", "study.gpu_check", "--layers", 2, "--output", tmp_path)
+    values = dict(line.strip("|").rsplit("|", 1) for line in done.stdout.splitlines() if line.startswith("| "))
+    values = {name.strip(): value.strip() for name, value in values.items()}
+    assert values["card"] == "CPU, toy sizes" and float(values["cosine of the gradients"]) > 0.999
+    assert not list(tmp_path.iterdir())  # results are of GPUs only
