@@ -160,6 +160,27 @@ def draw_method(out: Path) -> None:
     save(figure, out / "method.png")
 
 
+def draw_first(studies: dict[str, Runs], out: Path) -> None:
+    """The README's first picture: entropy on a curve that was drawn, and what the paper's schedules do to it."""
+    figure, (curves, schedules) = plt.subplots(1, 2, figsize=(11, 3.8), constrained_layout=True)
+    runs = studies["linear"]
+    for label, name in (("static", "GRPO"), ("track", "GRPO, entropy sent along the dashed curve")):
+        curve(curves, runs[label], "entropy", label)
+        curves.lines[-1].set_label(name)
+    target = np.mean([line["curves"]["target"] for line in runs["track"]], axis=0)
+    curves.plot(runs["track"][0]["curves"]["step"], target, color="black", linestyle="--", linewidth=1)
+    curves.set(
+        title="linear policy: entropy on a curve that you draw", xlabel="step", ylabel="entropy (nats)", ylim=(0, None)
+    )
+    name = "tiny" if "tiny" in studies else "linear"
+    panel(schedules, studies[name], ["static", "id", "did", "od"], "entropy", "", ylim=(0, None))
+    schedules.set(title=f"{BENCHES[name]}: the paper's schedules", ylabel="entropy (nats)")
+    for axis in (curves, schedules):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=8)
+    save(figure, out / "first.png")
+
+
 def draw_region_map(out: Path) -> None:
     """Where the paper's rule is right: tokens of random softmax policies over 50 tokens, by p and H."""
     generator = torch.Generator().manual_seed(0)
@@ -362,7 +383,9 @@ def draw(results: Path) -> None:
     studies = load(results)
     draw_method(results)
     draw_region_map(results)
-    needs = {figure: ("linear",) for figure in (draw_paper, draw_controls, draw_targets, draw_bench, draw_passk)}
+    needs = {
+        figure: ("linear",) for figure in (draw_first, draw_paper, draw_controls, draw_targets, draw_bench, draw_passk)
+    }
     for figure, names in (needs | {draw_regions: ("regions-linear",), draw_words: ("words",)}).items():
         if lacking := [name for name in names if name not in studies]:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")

@@ -304,6 +304,10 @@ def try_target(cfg: Settings) -> str:
 def main(argv: list[str] | None = None) -> None:
     cfg = parse(argv)
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
+    try:
+        Path(cfg.output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        sys.exit(f"softmax.py: error: --output {cfg.output}: {error.strerror}")
     if cfg.target and cfg.objective == "grpo":
         print(try_target(cfg))
         return
