@@ -38,7 +38,7 @@ from transformers.utils.logging import disable_progress_bar
 import rewards
 import tiny
 from checkpoint import lock
-from data import BENCHMARKS, encode_prompt, load_benchmark
+from data import BENCHMARKS, data_hash, encode_prompt, load_benchmark
 from distributed import end_distributed, gather, init_distributed, seed_of
 from plots import plt
 from policy import find_model
@@ -77,11 +77,6 @@ def per_question(stats: dict) -> dict[str, np.ndarray]:
     ks = sorted({2**i for i in range(1, n.bit_length())} | {n}) if n > 1 else []
     passes = {f"pass@{k}": np.array([pass_at_k(n, c, k) for c in correct]) for k in ks}
     return {"avg": np.array(correct) / n, **passes, f"maj@{n}": np.array(stats["majority"])}
-
-
-def data_hash(rows: list[dict]) -> str:
-    """Of the questions and their golds, in order."""
-    return hashlib.sha256(json.dumps([(row["problem"], row["answer"]) for row in rows]).encode()).hexdigest()[:16]
 
 
 def summarize(rows: list[dict], sampling: dict) -> dict:
@@ -216,7 +211,7 @@ def score(rows: list[dict]) -> list[dict]:
         group = list(group)
         golds = [row["answer"] for row in group for _ in row["completions"]]
         texts = [c["text"] for row in group for c in row["completions"]]
-        results = iter(tiny.score(golds, texts) if is_tiny else rewards.score(golds, texts, deadline=600.0))
+        results = iter(tiny.score(golds, texts) if is_tiny else rewards.score(golds, texts))
         scored += [row | {"completions": [c | next(results)._asdict() for c in row["completions"]]} for row in group]
     return scored
 

@@ -122,7 +122,7 @@ class Logger:
         where = {"H": f"{entropy:.3f} ({entropy / self.first_entropy:.0%} of the start)"}
         self.bar.set_postfix(where | {short: f"{metrics[key]:.4f}" for key, short in shown.items()}, refresh=False)
         self.bar.update()
-        failed = sum(metrics["reasons"].get(reason, 0.0) for reason in ("timeout", "crash", "deadline"))
+        failed = sum(metrics["reasons"].get(reason, 0.0) for reason in ("timeout", "crash"))
         if failed > 0.01:
             self.bar.write(
                 f"step {metrics['step']}: the verifier gave up on {failed:.1%} of the answers, which were paid 0"

@@ -125,6 +125,7 @@ def trainer_state(run: Run) -> dict:
     `distributed.seed_of`."""
     controller = run.controller.state_dict() if run.controller else None
     return {
+        "data": data.data_hash(run.problems),
         "draws": run.draws,
         "bad_steps": run.bad_steps,
         "schedule": run.schedule.state_dict(),
@@ -133,7 +134,12 @@ def trainer_state(run: Run) -> dict:
 
 
 def resume(run: Run, state: dict) -> int:
-    """Puts a `trainer_state` back; returns the step that comes next."""
+    """Puts a `trainer_state` back; returns the step that comes next. Raises ValueError if the problems have changed."""
+    if state["data"] != data.data_hash(run.problems):
+        raise ValueError(
+            f"--resume {run.directory}: the problems in {run.cfg.data} that fit into --max-prompt-tokens are not those "
+            "that this run began with; put the old file back, or start another run"
+        )
     run.draws, run.bad_steps = state["draws"], state["bad_steps"]
     run.schedule.load_state_dict(state["schedule"])
     if run.controller:

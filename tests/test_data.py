@@ -1,7 +1,8 @@
-"""Data sets and prompts, on small local files in each data set's shape: pytest test_data.py"""
+"""Data sets and prompts, on small local files in each data set's shape."""
 
 import csv
 import json
+import os
 import tempfile
 from pathlib import Path
 
@@ -16,11 +17,18 @@ import rewards
 import tiny
 from data import BOXED, batch_indices, encode_problems, encode_prompt, load_benchmark, load_problems
 
-PREFIX = (
-    "Solve the following math problem step by step. The last line of your response should be of the form Answer: $Answer "
-    "(without quotes) where $Answer is the answer to the problem.\n\n"
-)
+FORM = "Solve the following math problem step by step. The last line of your response should be of the form "
+PREFIX = FORM + "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
 SUFFIX = '\n\nRemember to put your answer on its own line after "Answer:".'
+BOXED_PREFIX = FORM + r"\boxed{Answer} where Answer is the answer to the problem." + "\n\n"
+BOXED_SUFFIX = "\n\nRemember to put your answer in \\boxed{...} format on its own line."
+EXPANDED_PREFIX = (
+    FORM + "Answer:  (without quotes) where  is the answer to the problem.\n\n"
+)  # by a shell that knew no $Answer
+CHINESE_SUFFIX = (
+    '\n让我们一步一步地思考。请以"Answer: \\boxed{<final_answer>}"的格式输出最终答案。'
+    "如果是选择题，请按顺序输出正确的选项，不带任何标点或空格。对于其他类型的问题，请只输出最终答案的数值。"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -51,9 +59,12 @@ def write(path, rows):
 
 def dapo_row(question, answer, index=0):
     return {
-        "data_source": "math_dapo", "prompt": [{"content": PREFIX + question + SUFFIX, "role": "user"}], "ability": "MATH",
-        "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"}, "extra_info": {"index": str(index)},
-    }  # fmt: skip
+        "data_source": "math_dapo",
+        "prompt": [{"content": PREFIX + question + SUFFIX, "role": "user"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": answer, "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": str(index)},
+    }
 
 
 def processed_row(question, answer):
@@ -65,7 +76,7 @@ def pairs(problems):
     return [(row["problem"], row["answer"]) for row in problems]
 
 
-# ------------------------------------------------------------------------------------------------------------------ training sets
+# -------------------------------------------------------------------------------------------------------- training sets
 
 
 def test_dapo_is_unwrapped_and_deduplicated(tmp_path, capsys):
@@ -79,10 +90,16 @@ def test_dapo_is_unwrapped_and_deduplicated(tmp_path, capsys):
 
 def test_processed_keeps_the_wrapper_here_and_there(tmp_path, capsys):
     rows = [
-        processed_row("a", "1"), processed_row(PREFIX + "b" + SUFFIX, "2"), processed_row(PREFIX + PREFIX + "c" + SUFFIX + SUFFIX, "3"),
-        processed_row("d" + SUFFIX, "4"), processed_row("a", "1"), processed_row("e", "5"), processed_row(PREFIX + "e", "6"),
-        processed_row("f", "007"), processed_row("f", "7.0"),
-    ]  # fmt: skip
+        processed_row("a", "1"),
+        processed_row(PREFIX + "b" + SUFFIX, "2"),
+        processed_row(PREFIX + PREFIX + "c" + SUFFIX + SUFFIX, "3"),
+        processed_row("d" + SUFFIX, "4"),
+        processed_row("a", "1"),
+        processed_row("e", "5"),
+        processed_row(PREFIX + "e", "6"),
+        processed_row("f", "007"),
+        processed_row("f", "7.0"),
+    ]
     file = write(tmp_path / "en.parquet", rows)
     assert pairs(load_problems(file)) == [
         ("a", "1"),
@@ -94,7 +111,22 @@ def test_processed_keeps_the_wrapper_here_and_there(tmp_path, capsys):
     assert "5 problems from 9 rows: 3 repeats, and 1 problems left out" in capsys.readouterr().out
 
 
-def test_only_the_whole_wrapper_is_stripped(tmp_path):
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        PREFIX + "q" + SUFFIX,
+        BOXED_PREFIX + "q" + BOXED_SUFFIX,
+        EXPANDED_PREFIX + "q" + SUFFIX,
+        "q" + CHINESE_SUFFIX,
+        "q" + CHINESE_SUFFIX.replace(':"', ":”").replace('"', "“", 1) + CHINESE_SUFFIX,
+        "\n q \n",
+    ],
+)
+def test_instructions_around_a_problem_are_stripped(tmp_path, wrapped):
+    assert pairs(load_problems(write(tmp_path / "f.jsonl", [{"problem": wrapped, "answer": "1"}]))) == [("q", "1")]
+
+
+def test_only_whole_instructions_are_stripped(tmp_path):
     question = 'A. Remember to put your answer on its own line after "Answer:". B'
     assert pairs(load_problems(write(tmp_path / "f.jsonl", [{"problem": question, "answer": "1"}]))) == [
         (question, "1")
@@ -112,6 +144,34 @@ def test_formats_and_column_names(tmp_path, ending, columns):
     loaded = load_problems(write(tmp_path / f"file.{ending}", rows))
     assert pairs(loaded) == [("1+1?", "2"), ('x, "y"\nand z?', "1000"), ("q", "25")]
     assert loaded[0].keys() == {"problem", "answer"}
+
+
+def test_numbers_stay_as_they_are_written(tmp_path):
+    """Each of these became another number on its way through a table: the right answer was then worth nothing."""
+    rows = '{"problem": "a", "answer": 1e-7}\n{"problem": "b", "answer": 123456789012345678901}\n'
+    (tmp_path / "n.jsonl").write_text(rows + '{"problem": "c", "answer": true}\n{"problem": "d", "answer": 2.50}\n')
+    (tmp_path / "n.csv").write_text("problem,answer\na,12345678901234567\nb,0.5\nc,007\n")
+    golds = ["0.0000001", "123456789012345678901", "True", "2.5", "12345678901234567", "0.5", "7"]
+    problems = load_problems(str(tmp_path / "n.jsonl")) + load_problems(str(tmp_path / "n.csv"))
+    assert [problem["answer"] for problem in problems] == golds
+    said = [r"10^{-7}", "123456789012345678901", r"\text{true}", "5/2", "12345678901234567", "1/2", "7"]
+    results = rewards.score(golds, [rf"\boxed{{{answer}}}" for answer in said])
+    assert [result.reason for result in results] == ["correct"] * 7
+
+
+def test_names_are_names_and_not_patterns(tmp_path):
+    write(tmp_path / "ab1.jsonl", [{"problem": "wrong", "answer": "1"}])
+    for name in ("ab[1].jsonl", "a*.jsonl", "a?1.jsonl", "with space.jsonl", "AB.JSONL", "ab.Parquet".lower()):
+        assert pairs(load_problems(write(tmp_path / name, [{"problem": name, "answer": "1"}]))) == [(name, "1")]
+
+
+@pytest.mark.parametrize("name", ["f.jsonl", "f.parquet", "f.csv", "f.json", "copy/train.parquet"])
+def test_a_file_replaced_under_its_name_and_time_is_read_again(tmp_path, name):
+    source = str(tmp_path / name.partition("/")[0])
+    for answer in ("1", "2"):
+        path = write(tmp_path / name, [{"problem": "p", "answer": answer}])
+        os.utime(path, (1e9, 1e9))
+        assert pairs(load_problems(source)) == [("p", answer)]
 
 
 def test_hub_ids_and_configs_by_a_local_copy(tmp_path, monkeypatch):
@@ -136,25 +196,54 @@ def test_tiny_splits_share_nothing():
     assert not set(train) & set(held_out)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- mistakes
+# ------------------------------------------------------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("none.jsonl", None, "none.jsonl' can't be loaded .*give a hub id that can be reached, or a local file"),
-    ("nobody/nothing", None, "'nobody/nothing' can't be loaded .*give a hub id that can be reached, or a local file"),
-    ("empty.jsonl", "", r"can't be loaded \(it has no rows\)"),
-    ("header.csv", "problem,answer\n", "can't be loaded .*no data"),
-    ("broken.jsonl", '{"problem": "x", \n', "can't be loaded"),
-    ("columns.jsonl", '{"text": "x", "gold": "1"}\n', "has the columns text, gold: it needs one of problem, question, prompt, and one of answer"),
-    ("half.csv", "problem,label\nx,1\n", "has the columns problem, label: it needs"),
-    ("gold.csv", "problem,answer\nx,1\ny,\n,3\n", r"2 rows can't be used; row 2: gold None .*; row 3: the problem is empty"),
-    ("prose.csv", "problem,solution\nx,so x is 5\n", "1 rows can't be used; row 1: gold None"),
-    ("conflict.csv", "problem,answer\nx,1\nx,2\n", "no problem is left"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("none.jsonl", None, "none.jsonl' can't be loaded .*give a hub id that can be reached, or a local file"),
+        (
+            "nobody/nothing",
+            None,
+            "'nobody/nothing' can't be loaded .*give a hub id that can be reached, or a local file",
+        ),
+        ("empty.jsonl", "", r"can't be loaded \(it has no rows\)"),
+        ("header.csv", "problem,answer\n", "can't be loaded \\(it has no rows\\)"),
+        ("broken.jsonl", '{"problem": "x", \n', "can't be loaded"),
+        (
+            "columns.jsonl",
+            '{"text": "x", "gold": "1"}\n',
+            "columns text, gold: it needs one of problem, question, prompt, and one of answer",
+        ),
+        ("half.csv", "problem,label\nx,1\n", "has the columns problem, label: it needs"),
+        (
+            "gold.csv",
+            "problem,answer\nx,1\ny,\n,3\n",
+            r"2 rows can't be used; row 2: gold '' .*; row 3: the problem is empty",
+        ),
+        ("prose.csv", "problem,solution\nx,so x is 5\n", "1 rows can't be used; row 1: gold None"),
+        ("conflict.csv", "problem,answer\nx,1\nx,2\n", "no problem is left"),
+        ("", None, r"data '' can't be loaded \(its name is empty\)"),
+        (
+            "latin.jsonl",
+            b'{"problem": "\xe9", "answer": "1"}\n',
+            "latin.jsonl' can't be loaded .*can't decode byte 0xe9",
+        ),
+        ("f.jsonl.gz", b"\x1f\x8b", r"can't be loaded \(the ending '.gz' is not known.* \(\.jsonl, \.json"),
+        ("data", "problem,answer\nx,1\n", r"can't be loaded \(the ending '' is not known"),
+        (
+            "later.jsonl",
+            '{"problem": "x", "answer": "1"}\n{"problem" "y"}\n',
+            r"can't be loaded \(line 2: Expecting ':'",
+        ),
+        ("list.json", '[{"problem": "x", "answer": "1"}, 7]', r"row 2 is no object with columns"),
+    ],
+)
 def test_bad_sources_are_refused(tmp_path, monkeypatch, name, text, message):
     monkeypatch.chdir(tmp_path)
     if text is not None:
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=message) as caught:
         load_problems(name)
     assert "\n" not in str(caught.value)
@@ -192,7 +281,9 @@ def test_whatever_is_in_a_file_it_is_problems_or_one_line(content, ending):
         except ValueError as error:
             assert str(error) and "\n" not in str(error)
         else:
-            assert all(problem["problem"] and rewards.check_gold(problem["answer"]) for problem in problems)
+            assert all(
+                problem["problem"] and rewards.check_golds([problem["answer"]])[0][1] is None for problem in problems
+            )
 
 
 def test_an_unknown_benchmark_is_refused():
@@ -200,20 +291,45 @@ def test_an_unknown_benchmark_is_refused():
         load_benchmark("aime23")
 
 
-# --------------------------------------------------------------------------------------------------------------------- benchmarks
+# ----------------------------------------------------------------------------------------------------------- benchmarks
 
 BENCHMARK_ROWS = {  # name: (rows in the shape of the hub's, what they become)
-    "aime24": ([{"id": 60, "problem": "p", "solution": "thus \\boxed{25}", "answer": "025", "url": "u", "year": "2024"}], ["25"]),
-    "aime24-math-ai": ([{"id": "1", "problem": "p", "solution": "\\boxed{7}? No, $\\boxed{\\textbf{(B)}}$ is \\boxed{073}.", "url": "u"}], ["73"]),
+    "aime24": (
+        [{"id": 60, "problem": "p", "solution": "thus \\boxed{25}", "answer": "025", "url": "u", "year": "2024"}],
+        ["25"],
+    ),
+    "aime24-math-ai": (
+        [{"id": "1", "problem": "p", "solution": "\\boxed{7}? No, $\\boxed{(B)}$ is \\boxed{073}.", "url": "u"}],
+        ["73"],
+    ),
     "aime25": ([{"problem": "p", "answer": "70", "id": "0"}], ["70"]),
-    "amc23": ([{"id": "0", "answer": "27.0", "question": "p", "url": "u"}, {"id": "1", "answer": "-1.5", "question": "q", "url": "u"}], ["27", "-1.5"]),
+    "amc23": (
+        [
+            {"id": "0", "answer": "27.0", "question": "p", "url": "u"},
+            {"id": "1", "answer": "-1.5", "question": "q", "url": "u"},
+        ],
+        ["27", "-1.5"],
+    ),
     "amc83": ([{"id": 0, "problem": "p", "answer": 142.0, "url": "u"}], ["142"]),
-    "math500": ([{"problem": "p", "solution": "\\boxed{0}", "answer": r"\left( 3, \frac{\pi}{2} \right)", "subject": "s", "level": 2,
-                  "unique_id": "i"}], [r"\left( 3, \frac{\pi}{2} \right)"]),
+    "math500": (
+        [
+            {
+                "problem": "p",
+                "solution": "\\boxed{0}",
+                "answer": r"\left( 3, \frac{\pi}{2} \right)",
+                "subject": "s",
+                "level": 2,
+                "unique_id": "i",
+            }
+        ],
+        [r"\left( 3, \frac{\pi}{2} \right)"],
+    ),
     "gsm8k": ([{"question": "p", "answer": "5 * 2 = <<5*2=10>>10\n#### 1,450"}], ["1450"]),
-    "olympiad": ([{"question": "p", "final_answer": ["2,5"]}, {"question": "q", "final_answer": ["$\\frac{1}{2}$", "3"]}],
-                 ["2,5", r"\frac{1}{2}, 3"]),
-}  # fmt: skip
+    "olympiad": (
+        [{"question": "p", "final_answer": ["2,5"]}, {"question": "q", "final_answer": ["$\\frac{1}{2}$", "3"]}],
+        ["2,5", r"\frac{1}{2}, 3"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", BENCHMARK_ROWS)
@@ -229,21 +345,37 @@ def test_benchmark_ids_splits_and_configs(tmp_path, monkeypatch):
     for name, (hub_id, config, split) in data.BENCHMARKS.items():
         write(tmp_path / hub_id / (config or "") / f"{split}.parquet", BENCHMARK_ROWS[name][0])
         if config:
-            front = f"---\nconfigs:\n- config_name: {config}\n  data_files:\n  - split: {split}\n    path: {config}/*\n---\n"
+            files = f"  data_files:\n  - split: {split}\n    path: {config}/*\n"
+            front = f"---\nconfigs:\n- config_name: {config}\n{files}---\n"
             (tmp_path / hub_id / "README.md").write_text(front)
         assert [answer for _, answer in pairs(load_benchmark(name))] == BENCHMARK_ROWS[name][1], name
 
 
-def test_questions_without_a_usable_gold_are_left_out_and_counted(tmp_path, capsys):
-    rows = [{"problem": "p", "answer": "1"}, {"problem": "p", "answer": "1"}, {"problem": "q", "answer": "x" * 600}]
-    file = write(tmp_path / "b.jsonl", rows)
-    assert pairs(load_benchmark(f"mine={file}")) == [("p", "1"), ("p", "1")]  # a benchmark's repeats stay
-    assert "mine: 1 of 3 questions left out; row 3: gold" in capsys.readouterr().out
+def test_questions_without_a_usable_gold_are_left_out_and_said(tmp_path, capsys):
+    rows = [{"problem": "p", "answer": "1"}, {"problem": "q", "answer": "x" * 600}, {"problem": "r", "answer": "@@"}]
+    assert pairs(load_benchmark(f"mine={write(tmp_path / 'b.jsonl', rows)}")) == [("p", "1")]
+    assert "mine: 2 questions left out; row 2: gold 'xxx" in (said := capsys.readouterr().out)
+    assert "; row 3: gold '@@'" in said
     with pytest.raises(ValueError, match="mine: no question can be used; row 1: gold"):
-        load_benchmark(f"mine={write(tmp_path / 'c.jsonl', rows[2:])}")
+        load_benchmark(f"mine={write(tmp_path / 'c.jsonl', rows[1:])}")
 
 
-# ------------------------------------------------------------------------------------------------------------------------ prompts
+def test_repeated_questions_are_asked_once_and_said(tmp_path, capsys):
+    """AIME is often shipped with every question 32 times."""
+    rows = [dapo_row(question, str(i)) for i, question in enumerate("pqr")] * 32 + [
+        dapo_row("s", "1"),
+        dapo_row("s", "2"),
+    ]
+    assert pairs(load_benchmark(f"aime={write(tmp_path / 'aime.parquet', rows)}")) == [
+        ("p", "0"),
+        ("q", "1"),
+        ("r", "2"),
+    ]
+    said = capsys.readouterr().out
+    assert "aime: 3 problems from 98 rows: 94 repeats, and 1 problems left out because their rows disagree" in said
+
+
+# -------------------------------------------------------------------------------------------------------------- prompts
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -289,7 +421,7 @@ def test_too_long_prompts_are_dropped_and_counted():
         encode_problems(problems, tiny.make_tokenizer(), max_prompt_tokens=4)
 
 
-# -------------------------------------------------------------------------------------------------------------------------- order
+# ---------------------------------------------------------------------------------------------------------------- order
 
 sizes = st.integers(1, 20).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n)))
 

@@ -1,9 +1,10 @@
-r"""pytest test_rewards.py — with the real math-verify; needs /proc (Linux) for the tests that look at worker processes."""
+r"""With the real math-verify. Tests that look at worker processes need /proc (Linux)."""
 
 import glob
 import math
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards import Result, check_gold, load_reward, score
+from rewards import Result, check_golds, load_reward, score
 
 HERE = os.path.dirname(os.path.abspath(rewards.__file__))
 SLOW_IN_PYTHON = r"2^{2^{2^{2^{2^{2}}}}}"
@@ -47,9 +48,12 @@ def stat(pid):
         return "X", 0
 
 
-def children(pid):
+def workers_of(pid):
+    """The processes that judge for process `pid`: its own children, which start others, and those."""
     pids = [int(path.split("/")[2]) for path in glob.glob("/proc/[0-9]*")]
-    return [child for child in pids if stat(child)[1] == pid and stat(child)[0] not in "XZ" and is_worker(child)]
+    pids = [worker for worker in pids if stat(worker)[0] not in "XZ" and is_worker(worker)]
+    starters = [worker for worker in pids if stat(worker)[1] == pid]
+    return starters, [worker for worker in pids if stat(worker)[1] in starters]
 
 
 def is_worker(pid):
@@ -60,7 +64,12 @@ def is_worker(pid):
         return False
 
 
-def wait_for(condition, seconds):
+def gone(pids):
+    return all(stat(pid)[0] in "XZ" for pid in pids)
+
+
+def wait_for(condition, seconds=60.0):
+    """Waits for what has to come at once, on a machine however busy."""
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
         time.sleep(0.02)
@@ -73,106 +82,129 @@ def python(script, **kwargs):
     )
 
 
-# --------------------------------------------------------------------------------------------------------- what is right and wrong
+# ---------------------------------------------------------------------------------------------- what is right and wrong
 
-RIGHT = [
-    ("7", "7"),
-    ("7", "007"),
-    ("7", "7.0"),
-    ("7", "7."),
-    ("7", "$7$"),
-    ("7", "+7"),
-    ("-7", "−7"),
-    ("48125", r"48\,125"),
-    ("1000", "1 000"),
-    ("1234567", "1,234,567"),
-    ("1234567", "1{,}234{,}567"),
-    ("10000", r"10,\!000"),
-    ("025", "25"),
-    (142.0, "142"),
-    (27, "27.0"),
-    (["5"], "5"),
-    ("0", "-0"),
-    ("9" * 500, "0" + "9" * 500),
-    ("1/2", "0.5"),
-    (r"\frac12", r"\dfrac{2}{4}"),
-    (r"3\sqrt{13}", r"\sqrt{117}"),
-    (0.5, "1/2"),
-    (r"\frac{1}{2}", r"x = \frac{1}{2}"),
-    ("x^2+2x+1", "(x+1)^2"),
-    ("1,-2", "-2, 1"),
-    (r"[-2,7]", r"-2\le x\le 7"),
-    ("5", r"\text{5}"),
-    (r"\left(3,\frac{\pi}{2}\right)", r"(3, \pi/2)"),
-    (r"(-\infty,3)\cup(4,5)", r"(4,5)\cup(-\infty,3)"),
-    (r"\text{Evelyn}", r"\text{ Evelyn }"),
-    (r"\begin{pmatrix}1\\2\end{pmatrix}", r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}"),
-    ("6-5i", "-5i + 6"),
-    ("12", r"12 \text{ cm}"),
-    ("30", r"30^\circ"),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}, 1-\sqrt{19}"),
-    (r"\{1,2\}", r"\{2,1\}"),
-    ("2", r"\frac{4}{2}"),
-    ("@@", "@@"),
-]
-WRONG = [
-    ("7", "8"),
-    ("7", "-7"),
-    ("7", "70"),
-    (r"3\sqrt{13}", "3"),
-    ("1,-2", "1"),
-    ("1/2", "1/3"),
-    ("x^2+1", "y^2+1"),
-    ("7", "x>7"),
-    ("7", "7,000"),
-    ("7", "7.5"),
-    ("[1,2]", "(1,2)"),
-    ("1", "11"),
-    ("0.333", "0.333..."),
-    (r"1 \pm \sqrt{19}", r"1+\sqrt{19}"),
-    ("7", "٧"),
-    ("9" * 500, "9" * 499),
-    # hedged
-    ("7", "5, 7"),
-    ("7", "7, 5"),
-    ("7", r"5 \text{ or } 7"),
-    ("7", "$5$ or $7$"),
-    ("7", r"7 \text{ and } 8"),
-    ("7", r"\pm 7"),
-    ("7", r"\{5,7\}"),
-    ("7", r"x=5 \text{ or } x=7"),
-    ("7", "7;8"),
-    ("7", "5-7"),
-    # a number inside something that cannot be read must not count
-    ("7", "@@ 7 @@"),
-    ("7", r"@@ \frac{14}{2} @@"),
-    ("7", "@@ 7\\% @@"),
-    ("7", "@@ x = 7"),
-    ("7", "@@ $7$ @@"),
-    ("7", r"@@ \(7\) @@"),
-    ("7", r"@@ \begin{align}7\end{align} @@"),
-    ("7", r"\approx 7"),
-    ("7", r"\neq 7"),
-    ("7", "final answer is $7$. I hope"),
-    ("7", r"8\boxed7"),
-    ("7", r"8 \} 7"),
-    ("7", r"\}7\{"),
-    ("7", "__import__('os')._exit(7)"),
-    ("7", "eval('3+4')"),
-    ("7", r"7\x00"),
-    ("7", "7\0"),
-    ("7", "\\input{/etc/passwd}"),
-    ("correct", "wrong"),
-    ("7", '"], 9]\n["7", "7'),
-]
+TABLE = [line.split(" | ") for line in rewards.__doc__.splitlines() if line.count(" | ") == 3][1:]
+TABLE = {
+    name.strip(): (gold.strip(), *(re.split(" {2,}", cell.strip()) for cell in cells)) for name, gold, *cells in TABLE
+}
+
+# A gold and answers to it, separated by two spaces; a colon stands between them.
+CORRECT = r"""
+204: n = 204  f(3)=204  \boxed{204}  \left(204\right)  204.0 \text{ cm}.  204\text{th}  204\,m  \(204\)
+204: 2.04 \cdot 10^{2}
+204: \text{(C) } 204  $\textbf{(C)}~204$  (C) 204  204 \text{ (mod } 1000)  204 (mod 1000)
+204: \textcolor{red}{\textbf{204}}
+204: 204\%  204 percent  204 miles per hour  204元  204\text{个}  \text{204 dollars}  204^\circ\text{C}  ２０４  204\\
+48125: 48\,125  48{,}125  48,125.00
+1000000: 1 million  \$1 \text{ million}  1 million dollars  1e6
+-5: −5  –5  - 5  -5.0
+5: \text{5}  \frac{10}{2}  (5)  2+3
+1/2: 0.5  ½  \frac12  \dfrac{2}{4}  $\tfrac12$.  .5  y = \frac{1}{2}
+\frac{1}{6}: 0.1\overline{6}  1/6
+-\frac{4}{3}: -1.\overline{3}  -1\frac{1}{3}  -1 1/3
+3\sqrt{13}: \sqrt{117}  3√13  3√(13)  {\bf 3\sqrt{13}}  \textbf{(A)}\ 3\sqrt{13}  3\sqrt{13}\text{ units}
+x^{10}: x¹⁰
+17.5%: 17.5  17.5\%  0.175  17.5 \text{ percent}
+0.09: 9\%
+1,-2: \{-2, 1\}  x=1 \text{ or } x=-2  \boldsymbol{\{1,-2\}}
+1 \pm \sqrt{19}: 1+\sqrt{19}, 1-\sqrt{19}
+[-2,7]: -2\le x\le 7  x \in [-2,7]
+(-\infty,3)\cup(4,5): (4,5)\cup(-\infty,3)  x<3 \text{ or } 4<x<5
+x<0 or x>1: (-\infty,0)\cup(1,\infty)  x>1 \text{ or } x<0
+\left(3,\frac{\pi}{2}\right): (3, \pi/2)  {\bf (3, \pi/2)}
+\begin{pmatrix}1\\2\end{pmatrix}: \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+6-5i: -5i + 6  6-5\mathrm{i}
+\text{Evelyn}: evelyn  \text{ Evelyn }
+(E): E  \textbf{(E)}
+\text{(B)}: B
+12 \text{ cm}^2: 12  12 cm^2  12 \text{ square centimeters}  12 \text{ units}
+y=-2x: -2x
+.0000672: 6.72e-5  0.0000672
+90^{\circ}$,$60^{\circ}: 90, 60  60^\circ, 90^\circ
+@@: @@
+"""
+WRONG = r"""
+7: 8  -7  70  7,000  7.5  x>7  ٧  11  7!  7^2  7²  \neq 7  \text{less than }7  <7  7e1  7e-1
+7: 7x  7xy  7m  7i  7\mathrm{i}  7\pi  7 pi  7 sqrt  7 sinx  7\theta  7 theta  7\overline{3}  7.\overline{3}
+7: 7 thousand  7 \text{ million}  7 \text{ dozen}  7 squared  7 \text{ over } 2  7万  7\text{千}
+7: 7 \text{ hundredths}  7 half
+7: 5, 7  7, 5  5 \text{ or } 7  $5$ or $7$  7 \text{ and } 8  \pm 7  7 \pm 1  \{5,7\}  x=5 \text{ or } x=7
+7: 7;8  5-7  5–7
+7: 7 8  7 \quad 8  7\text{ 8}  7 (8)  7 \text{ (or 8)}  7 \text{ or more}  7 \text{ to }8  3 4  7:8
+7: 7\text{, not }8  2 5/2
+7: \textbf{(7)}\ 8  \textbf{(C)}  (C) 8  \color{7}{8}  \phantom{7}  7 \pmod{7}  7 \bmod 5  17 \pmod{10}
+7: **7**8  7**1**
+7: @@ 7 @@  @@ \frac{14}{2} @@  @@ 7\% @@  @@ x = 7  @@ $7$ @@  @@ \(7\) @@  @@ \begin{align}7\end{align} @@
+7: final answer is $7$. I hope  8\boxed7  8 \} 7  \}7\{  __import__('os')._exit(7)  eval('3+4')
+7: 7\x00  \input{/etc/passwd}
+204: 2 04  20 4  2,04  204,0  204.5  2.04  20.4  –204
+3\sqrt{13}: 3  3\sqrt{1}3
+1/2: 1/3  \frac{2}{1}  0.50001
+1/3: 0.33333  0.\overline{33}4
+0: 0.0000001
+0.0000672: 0.000067
+9\%: 90\%  0.0009
+100: 1e  1 hundredth
+x^2+1: y^2+1  x^2
+2m: 2  2 \text{ m}^2
+6m: 6  6 \text{ kg}
+1,-2: 1  -2  1, 2  1-2
+[1,2]: (1,2)  1<x<2
+0.333: 0.333...
+1 \pm \sqrt{19}: 1+\sqrt{19}
+(-\infty,0)\cup(1,\infty): x<0 \text{ and } x>1  x<0 or x>2  (-\infty,0)
+5 \text{ cm}: 5 \text{ m}  5 \text{ cm}^2  5\%  5 inches  6 \text{ cm}
+\$5: 5 \text{ cents}
+\text{seat}: east  \text{east}  seats
+\text{No}: on  \text{Yes}
+Navin: Nivan
+(B): (C)  BC  (B)(C)  \text{(B), (C)}  \textbf{(B)} or \textbf{(C)}
+correct: wrong
+"""
+
+
+def cases(text):
+    lines = [line.partition(": ") for line in text.strip().splitlines()]
+    return [(gold, answer) for gold, _, found in lines for answer in found.split("  ")]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_table_in_the_docstring(name):
+    gold, correct, wrong = TABLE[name]
+    pairs = [(answer, 1.0) for answer in correct] + [(answer, 0.0) for answer in wrong]
+    results = score([gold] * len(pairs), [box(answer) for answer, _ in pairs])
+    assert [(*pair, result) for pair, result in zip(pairs, results) if result.reward != pair[1]] == []
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_verdicts_are_right_in_order_and_the_same_for_any_number_of_workers(workers):
-    cases = [(gold, answer, 1.0) for gold, answer in RIGHT] + [(gold, answer, 0.0) for gold, answer in WRONG]
-    results = score([c[0] for c in cases] * 2, [box(c[1]) for c in cases] * 2, workers=workers)
-    assert [(*case[:2], result.reward) for case, result in zip(cases * 2, results)] == cases * 2
+    expected = [(*case, 1.0) for case in cases(CORRECT)] + [(*case, 0.0) for case in cases(WRONG)]
+    expected += [
+        ("7", "7\0", 0.0),
+        ("7", '"], 9]\n["7', 0.0),
+        ("204", "\u200b2\u200b04\ufeff", 1.0),
+        (142.0, "142", 1.0),
+    ]
+    expected += [
+        ("9" * 500, "0" + "9" * 500, 1.0),
+        ("9" * 500, "9" * 499, 0.0),
+        (["5"], "5", 1.0),
+        (1e-7, "10^{-7}", 1.0),
+    ]
+    expected = expected + expected[::-1]
+    results = score([e[0] for e in expected], [box(e[1]) for e in expected], workers=workers)
+    assert [(*e, result) for e, result in zip(expected, results) if result.reward != e[2]] == []
     assert all(result.reward == float(result.reason == "correct") for result in results)
+
+
+def test_no_answer_is_paid_for_two_integers():
+    """Whatever is said about 204: an answer may be right for 204 or for another integer, but never for both."""
+    integers = [204, 205, 203, 2, 4, 20, 1000, -204, 2040, 204000, 8, 5]
+    said = {answer for gold, *found in TABLE.values() if gold == "204" for answer in sum(found, [])}
+    said |= {answer for gold, answer in cases(CORRECT + WRONG) if gold == "204"}
+    paid = [sum(result.reward for result in score(integers, [box(answer)] * len(integers))) for answer in sorted(said)]
+    assert len(said) > 60 and set(paid) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize(
@@ -189,7 +221,8 @@ def test_verdicts_are_right_in_order_and_the_same_for_any_number_of_workers(work
         (r"\boxed{7} no, \boxed{8}", "wrong", "8"),
         (r"\boxed {7}", "correct", "7"),
         (r"\boxed{\boxed{7}}", "correct", "7"),
-        (r"\boxed{{7}} as {x}", "correct", "{7}"),
+        (r"\boxed{{7}} as {x}", "correct", "7"),
+        (r"\boxed{7 \text{ cm}}", "correct", "7"),
         (r"\boxed{7}{8}", "correct", "7"),
         (r"\boxed{}", "unparsed", ""),
         (r"\boxed{ . }", "unparsed", ""),
@@ -217,59 +250,39 @@ def test_lists_must_match():
         score(["1", "2"], [box("1")])
 
 
-@pytest.mark.parametrize(
-    "gold, text",
-    [
-        ("025", "25"),
-        (142.0, "142"),
-        (-3, "-3"),
-        (["$5$"], "5"),
-        ("1,234", "1234"),
-        (r"\frac{1}{2}", r"\frac{1}{2}"),
-        (r"\text{Evelyn}", r"\text{Evelyn}"),
-        (r"11,\! 111,\! 100", "11111100"),
-        (0.25, "0.25"),
-        ("y = 2x+3", "y = 2x+3"),
-    ],
-)
-def test_check_gold_normalises_once_and_for_all(gold, text):
-    assert check_gold(gold) == text == check_gold(text)
+GOLDS = [  # gold, the text that it becomes
+    ("025", "25"),
+    (142.0, "142"),
+    (-3, "-3"),
+    (["$5$"], "5"),
+    ("1,234", "1234"),
+    (10**30, "1" + "0" * 30),
+    (1e-7, "0.0000001"),
+    (r"\frac{1}{2}", r"\frac{1}{2}"),
+    (r"\text{Evelyn}", r"\text{Evelyn}"),
+    (r"11,\! 111,\! 100", "11111100"),
+    (0.25, "0.25"),
+    ("y = 2x+3", "y = 2x+3"),
+]
+NO_GOLDS = ["", "@@", r"\frac{1}{", None, math.nan, True, ["1", "2"], "\ud800", "x" * 600, 10**400]
 
 
-@pytest.mark.parametrize("gold", ["", "@@", r"\frac{1}{", None, math.nan, True, ["1", "2"], "\ud800", "x" * 600])
-def test_check_gold_names_what_it_cannot_parse(gold):
-    with pytest.raises(ValueError, match="can't be used") as error:
-        check_gold(gold)
-    assert ascii(gold)[:100] in str(error.value)
+def test_golds_are_normalised_once_and_for_all():
+    texts = [text for _, text in GOLDS]
+    assert check_golds([gold for gold, _ in GOLDS]) == [(text, None) for text in texts]
+    assert check_golds(texts) == [(text, None) for text in texts]
 
 
-INTEGERS = st.integers(-(10**12), 10**12)
+def test_golds_that_cannot_be_used_are_named_among_those_that_can():
+    checked = check_golds(["7", *NO_GOLDS, "1/2"])
+    assert [problem for _, problem in checked[:1] + checked[-1:]] == [None, None]
+    for gold, (_, problem) in zip(NO_GOLDS, checked[1:-1]):
+        assert ascii(gold)[:100] in problem and "can't be used" in problem
 
 
-def integer_forms(n):
-    grouped = f"{n:,}"
-    return [
-        str(n),
-        f" {n} ",
-        f"{n}.",
-        f"{n}.00",
-        f"${n}$",
-        rf"\({n}\)",
-        rf"{n}\,",
-        f"~{n}",
-        str(n).replace("-", "−"),
-        str(n).replace("-", "- "),
-        *[grouped.replace(",", separator) for separator in (",", "{,}", r"\,", r",\!", " ")],
-        ("-" if n < 0 else "") + f"00{abs(n)}",
-    ]
-
-
-@given(INTEGERS, INTEGERS)
-@settings(max_examples=50, deadline=None)
-def test_integers_are_equal_iff_they_are_in_any_form(n, m):
-    for gold in (n, *integer_forms(n)):
-        assert [r.reward for r in score([gold] * 16, [box(form) for form in integer_forms(n)])] == [1.0] * 16
-        assert [r.reward for r in score([gold] * 16, [box(form) for form in integer_forms(m)])] == [float(n == m)] * 16
+def test_every_usable_gold_is_its_own_answer():
+    golds = [text for _, text in GOLDS] + [gold for gold, _ in cases(CORRECT)]
+    assert [result.reason for result in score(golds, [box(gold) for gold in golds])] == ["correct"] * len(golds)
 
 
 @given(st.integers(-999, 999), st.integers(-999, 999))
@@ -309,26 +322,7 @@ def test_a_right_fraction_rewritten_stays_right(p, q, k):
     assert reward(gold, rf"\frac{{{k * p + 1}}}{{{k * q}}}") == 0.0
 
 
-PIECES = [
-    "\\boxed{",
-    "{",
-    "}",
-    "\\",
-    "7",
-    "x",
-    "\\frac",
-    "\\sqrt",
-    ",",
-    "$",
-    "\0",
-    "\ud800",
-    "=",
-    "\\text{",
-    "\\begin{matrix}",
-    "&",
-    "\\\\",
-    " ",
-]
+PIECES = [*r"\boxed{ { } \ 7 x \frac \sqrt , $ = \text{ \begin{matrix} & \\".split(), "\0", "\ud800", " "]
 PIECED = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 
 
@@ -339,31 +333,15 @@ def test_no_input_raises(texts):
     for golds, completions in ((["7"] * n, texts), (["x+1"] * n, boxed), (texts, [box("x+1")] * n)):
         results = score(golds, completions)
         assert len(results) == n
-        assert {r.reason for r in results} <= {
-            "correct",
-            "wrong",
-            "no_box",
-            "unclosed",
-            "too_long",
-            "unparsed",
-            "bad_gold",
-        }
+        reasons = {"correct", "wrong", "no_box", "unclosed", "too_long", "unparsed", "bad_gold"}
+        assert {r.reason for r in results} <= reasons
 
 
-# ---------------------------------------------------------------------------------------------------------------- bounds on time
-
-
-def test_4096_integers_take_less_than_half_a_second():
-    text = r"We find $x_1^2 + \frac{1}{2}$ by { and }. " * 75  # 3,000 characters each
-    golds, completions = [str(i) for i in range(4096)], [text + box(str(i - i % 2)) for i in range(4096)]
-    start = time.process_time()
-    results = score(golds, completions)
-    assert time.process_time() - start < 0.5
-    assert [r.reward for r in results] == [1.0, 0.0] * 2048
+# ------------------------------------------------------------------------------------------------------- bounds on work
 
 
 def test_long_texts():
-    cases = [
+    long = [
         ("{" * 20_000 + box("7"), "correct"),
         (r"\boxed{" + "{" * 20_000, "unclosed"),
         (r"\boxed{" + "{" * 20_000 + "}" * 20_001, "too_long"),
@@ -376,10 +354,8 @@ def test_long_texts():
         (box("\ud800"), "unparsed"),
         (box("\0" * 100), "unparsed"),
     ]
-    start = time.monotonic()
-    results = score(["7"] * len(cases), [text for text, _ in cases])
-    assert [r.reason for r in results] == [reason for _, reason in cases]
-    assert time.monotonic() - start < 5.0
+    results = score(["7"] * len(long), [text for text, _ in long])
+    assert [r.reason for r in results] == [reason for _, reason in long]
 
 
 HOSTILE = [
@@ -400,46 +376,56 @@ HOSTILE = [
 ]
 
 
-def test_answers_that_hang_take_no_time_from_the_others():
-    """5% of the answers hang: the batch ends within its deadline, and every other answer gets its right reward."""
-    golds, completions = fractions(19 * len(HOSTILE))
-    for i, answer in enumerate(HOSTILE):
-        golds.insert(20 * i, r"\frac{1}{7}")
-        completions.insert(20 * i, box(answer))
-    start = time.monotonic()
-    results = score(golds, completions, workers=2, deadline=7.0)
-    assert time.monotonic() - start < 7.5
-    assert [r.reward for r in results[::20]] == [0.0] * len(HOSTILE)
-    assert [r.reason for i, r in enumerate(results) if i % 20] == ["correct"] * 19 * len(HOSTILE)
+@pytest.fixture
+def tries(monkeypatch):
+    """[((gold, answer), CPU seconds)] of each try, in order."""
+    made, send = [], rewards._Worker.send
+
+    def spy(worker, pair, cpu_seconds):
+        made.append((pair, cpu_seconds))
+        send(worker, pair, cpu_seconds)
+
+    monkeypatch.setattr(rewards._Worker, "send", spy)
+    return made
 
 
-def test_one_answer_takes_five_seconds_at_most_and_the_next_is_judged():
-    assert reward("1/2", "0.5") == 1.0  # starts a worker
-    start = time.monotonic()
-    assert score(["1/2"], [box(STUCK_IN_C)]) == [Result(0.0, "timeout", STUCK_IN_C)]
-    assert time.monotonic() - start < 5.0
+def test_no_answer_keeps_another_from_its_try(tries, monkeypatch):
+    """Answers that take far longer than they may come before right ones, which are paid though there is no time for
+    second tries: every answer has one try of equal CPU time, in the order in which they came."""
+    monkeypatch.setattr(rewards, "RETRY_SECONDS", 0.0)
+    golds, completions = fractions(30)
+    nested = ["(" * n + "7" + ")" * n for n in range(60, 76)]
+    results = score(["1/2"] * 16 + golds, [box(answer) for answer in nested] + completions, workers=2)
+    assert [r.reason for r in results] == ["timeout"] * 16 + ["correct"] * 30
+    assert [pair[0] for pair, _ in tries] == ["1/2"] * 16 + golds
+    assert {seconds for _, seconds in tries} == {rewards.CPU_SECONDS[0]}
+
+
+def test_answers_that_hang_are_tried_twice_and_last(tries, monkeypatch):
+    monkeypatch.setattr(rewards, "CPU_SECONDS", (0.25, 0.5))
+    golds, completions = fractions(3 * len(HOSTILE))
+    golds += [r"\frac{1}{7}"] * len(HOSTILE)
+    results = score(golds, [*completions, *map(box, HOSTILE)], workers=2)
+    assert [r.reason for r in results[: -len(HOSTILE)]] == ["correct"] * 3 * len(HOSTILE)
+    assert not any(r.reward for r in results[-len(HOSTILE) :])
+    first, second = tries[: len(golds)], tries[len(golds) :]
+    assert [pair[0] for pair, _ in first] == golds
+    assert {seconds for _, seconds in second} == {rewards.CPU_SECONDS[1]}
+    assert [pair for pair, _ in first if pair in dict(second)] == [pair for pair, _ in second]
     assert reward("1/2", "0.5") == 1.0
-
-
-def test_the_deadline_is_kept_and_said():
-    golds, completions = fractions(3)
-    start = time.monotonic()
-    results = score(golds, completions, deadline=0.0)
-    assert time.monotonic() - start < 1.0
-    assert [(r.reward, r.reason) for r in results] == [(0.0, "deadline")] * 3
-    assert [r.reward for r in score(golds, completions)] == [1.0] * 3
 
 
 def test_memory_is_limited():
     assert reward("7", r"(x+1)^{10^9}+x") == 0.0  # wants 1.6 GB
     assert reward("1/2", "0.5") == 1.0
-    assert children(os.getpid())
-    for pid in children(os.getpid()):
+    starters, judges = workers_of(os.getpid())
+    assert starters and judges
+    for pid in starters + judges:
         with open(f"/proc/{pid}/limits") as f:
             assert next(int(line.split()[3]) for line in f if line.startswith("Max address space")) <= 1 << 30
 
 
-# -------------------------------------------------------------------------------------------------------------- processes, threads
+# --------------------------------------------------------------------------------------------------- processes, threads
 
 
 def test_threads_at_once():
@@ -481,36 +467,43 @@ def test_an_interrupted_batch_leaves_no_reply_for_the_next():
     try:
         assert [r.reward for r in score(*fractions(4))] == [1.0] * 4
         signal.setitimer(signal.ITIMER_REAL, 0.2)
-        with pytest.raises(KeyboardInterrupt):
-            score(*fractions(1000))
+        with pytest.raises(KeyboardInterrupt):  # these take 0.25 CPU seconds each
+            score(["1/2"] * 100, [box("(" * n + "7" + ")" * n) for n in range(60, 160)])
     finally:
         signal.signal(signal.SIGALRM, previous)
     assert [r.reason for r in score(["1/2", "1/3"], [box("0.5"), box("0.5")])] == ["correct", "wrong"]
 
 
-def test_workers_killed_or_stopped_in_a_batch_cost_no_reward():
-    golds, completions = fractions(600)
+@pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("role", ["starter", "judge"])
+def test_a_worker_killed_or_stopped_in_a_batch_costs_no_reward(send, role):
+    golds, completions = fractions(300)
     assert [r.reward for r in score(golds[:10], completions[:10], workers=2)] == [1.0] * 10
     results = []
     thread = threading.Thread(target=lambda: results.extend(score(golds, completions, workers=2)))
     thread.start()
-    time.sleep(0.3)
-    assert thread.is_alive()
-    killed, stopped = children(os.getpid())[:2]
-    os.kill(killed, signal.SIGKILL)
-    os.kill(stopped, signal.SIGSTOP)
+    assert wait_for(lambda: any(worker.job and worker.job != ("", "") for worker in rewards._workers))
+    starters, judges = workers_of(os.getpid())
+    os.kill((starters if role == "starter" else judges)[0], send)
     thread.join()
-    assert [r.reason for r in results] == ["correct"] * 600
-    workers = children(os.getpid())
-    for pid in workers:
-        os.kill(pid, signal.SIGKILL)  # and all of them between batches
-    assert wait_for(lambda: all(stat(pid)[0] in "XZ" for pid in workers), 5.0)
+    assert [r.reason for r in results] == ["correct"] * 300
+    for worker in list(rewards._workers):
+        worker.stop()
+
+
+def test_workers_killed_between_batches_or_while_they_start_cost_no_reward():
+    assert reward("1/2", "0.5") == 1.0
+    pids = sum(workers_of(os.getpid()), [])
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    assert wait_for(lambda: gone(pids))
+    results = []
     thread = threading.Thread(target=lambda: results.append(reward("1/2", "0.5")))
     thread.start()
-    assert wait_for(lambda: children(os.getpid()), 5.0)
-    os.kill(children(os.getpid())[0], signal.SIGKILL)  # and one that is starting
+    assert wait_for(lambda: workers_of(os.getpid())[0])
+    os.kill(workers_of(os.getpid())[0][0], signal.SIGKILL)
     thread.join()
-    assert results[-1] == 1.0
+    assert results == [1.0]
 
 
 def test_workers_that_ignore_sigterm_and_inherit_odd_signals():
@@ -519,9 +512,10 @@ def test_workers_that_ignore_sigterm_and_inherit_odd_signals():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         signal.signal(signal.SIGPROF, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF, signal.SIGTERM])
-        print([result.reason for result in rewards.score(["1/2"] * 2, [r"\boxed{{{STUCK_IN_C}}}", r"\boxed{{0.5}}"], workers=1)])
+        results = rewards.score(["1/2"] * 2, [r"\boxed{{{STUCK_IN_C}}}", r"\boxed{{0.5}}"], workers=1)
+        print([result.reason for result in results])
     """)
-    assert process.communicate(timeout=30)[0] == "['timeout', 'correct']\n"
+    assert process.communicate()[0] == "['timeout', 'correct']\n"
 
 
 @pytest.mark.parametrize("answer", ["0.5", STUCK_IN_C])
@@ -534,47 +528,46 @@ def test_no_orphans_when_the_parent_is_killed(answer):
             rewards.score(["1/2"], [r"\boxed{{{answer}}}"])
     """)
     assert process.stdout.readline() == "started\n"
-    assert wait_for(lambda: children(process.pid), 5.0)
-    workers = children(process.pid)
-    time.sleep(0.1)
+    assert wait_for(lambda: all(workers_of(process.pid)))
+    pids = sum(workers_of(process.pid), [])
     process.kill()
     process.wait()
-    assert wait_for(lambda: all(stat(pid)[0] in "XZ" for pid in workers), 5.0)
+    assert wait_for(lambda: gone(pids))
 
 
 def test_several_ranks_and_forked_children_at_once():
     golds, completions = fractions(10)
-    assert [r.reward for r in score(golds, completions)] == [
-        1.0
-    ] * 10  # workers are up: a fork in the middle of Popen is another story
+    assert [r.reward for r in score(golds, completions)] == [1.0] * 10  # a fork in the middle of Popen is another story
     busy = threading.Thread(
         target=score, args=fractions(300)
-    )  # so the fork comes while workers have jobs and the lock is held
+    )  # workers have jobs when the fork comes, the lock is held
     busy.start()
-    assert wait_for(rewards._lock.locked, 5.0)
+    assert wait_for(rewards._lock.locked)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         futures = [
             pool.apply_async(score, (golds, completions)),
             pool.apply_async(score, (golds, completions[1:] + completions[:1])),
         ]
         mine = score(golds, completions)
-        theirs = [future.get(timeout=30) for future in futures]
+        theirs = [future.get() for future in futures]
     assert [[r.reward for r in rs] for rs in (mine, *theirs)] == [[1.0] * 10, [1.0] * 10, [0.0] * 10]
     busy.join()
 
 
-def test_integers_start_no_worker_and_import_no_math_verify():
+def test_integers_units_and_words_start_no_worker_and_import_no_math_verify():
     process = python(
         r"""
         import sys, rewards
-        assert rewards.score(["7", "8"], [r"\boxed{7}", r"\boxed{7}"])[0].reward == 1.0
-        print(rewards.check_gold("025"), "math_verify" in sys.modules, "torch" in sys.modules, flush=True)
+        golds, said = ["7", "8", "7", "east"], ["7", "7", r"7 \text{ cm}", r"\text{seat}"]
+        results = rewards.score(golds, [rf"\boxed{{{answer}}}" for answer in said])
+        assert [result.reward for result in results] == [1.0, 0.0, 1.0, 0.0]
+        print(rewards.check_golds(["025"]), "math_verify" in sys.modules, "torch" in sys.modules, flush=True)
         sys.stdin.read()
     """,
         stdin=subprocess.PIPE,
     )
-    assert process.stdout.readline() == "25 False False\n"
-    assert children(process.pid) == []
+    assert process.stdout.readline() == "[('25', None)] False False\n"
+    assert workers_of(process.pid) == ([], [])
     process.communicate("")
 
 
@@ -590,10 +583,10 @@ def test_a_missing_math_verify_is_an_error_and_not_a_zero(tmp_path):
     """,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
-    assert "pip install math-verify" in process.communicate(timeout=30)[0]
+    assert "pip install math-verify" in process.communicate()[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- a reward of your own
+# ------------------------------------------------------------------------------------------------- a reward of your own
 
 
 @pytest.fixture
@@ -612,16 +605,19 @@ def my_rewards(tmp_path, monkeypatch):
 
 def test_load_reward_default_is_score():
     golds, completions = ["7", "1/2"], [box("7"), box("0.25")]
-    assert (
-        load_reward()(golds, completions)
-        == load_reward("rewards:score")(golds, completions)
-        == score(golds, completions)
-    )
+    assert load_reward()(golds, completions) == load_reward("rewards:score")(golds, completions)
+    assert load_reward()(golds, completions) == score(golds, completions)
 
 
-def test_load_reward_takes_floats_and_results(my_rewards):
+def test_load_reward_takes_numbers_and_results(my_rewards):
     mine = my_rewards("return [len(c) / 2 if g == 'x' else Result(1.0, g, 'a') for g, c in zip(golds, completions)]")
     assert mine(["x", "fine"], ["abc", ""]) == [Result(1.5, "custom", None), Result(1.0, "fine", "a")]
+
+
+@pytest.mark.parametrize("body", ["np.float32([0.5, 1])", "[Result(np.float32(0.5), 'r', None), True]", "(0.5, 1)"])
+def test_load_reward_makes_plain_floats(my_rewards, body):
+    results = my_rewards(f"import numpy as np; return {body}")(["1", "2"], ["a", "b"])
+    assert [(type(r.reward), r.reward) for r in results] == [(float, 0.5), (float, 1.0)]
 
 
 @pytest.mark.parametrize(
@@ -633,6 +629,9 @@ def test_load_reward_takes_floats_and_results(my_rewards):
         ("return [Result(float('inf'), 'r', None), 0]", "inf for completion 0"),
         ("return ['a', 'b']", "could not convert"),
         ("return [None, 1]", "float"),
+        ("return dict.fromkeys([1, 2], 0.5)", "a dict has no value for each completion"),
+        ("return {0, 1}", "a set has no"),
+        ("return '10'", "a str has no"),
     ],
 )
 def test_load_reward_rejects_what_is_no_reward(my_rewards, body, message):
@@ -641,11 +640,27 @@ def test_load_reward_rejects_what_is_no_reward(my_rewards, body, message):
 
 
 @pytest.mark.parametrize(
-    "spec", ["", "score", ":score", "rewards:", "rewards:nothing", "no_such_module:score", "no.such:score"]
+    "spec, reason",
+    [
+        ("", "ValueError: Empty module name"),
+        ("score", "no attribute|No module"),
+        (":score", "Empty module name"),
+        ("rewards:", "no attribute"),
+        ("rewards:nothing", "no attribute 'nothing'"),
+        ("no_such_module:score", "No module named"),
+        ("no.such:score", "No module named"),
+        ("rewards:MAX_CHARS", "not a callable"),
+        ("rewards:last_box", "too many positional arguments"),
+        ("my_rewards:mine", r"SyntaxError: .*\(my_rewards.py, line 2\)"),
+    ],
 )
-def test_load_reward_says_what_to_do(spec):
-    with pytest.raises(ValueError, match="module:function"):
+def test_load_reward_says_in_one_line_what_to_do(tmp_path, monkeypatch, spec, reason):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    (tmp_path / "my_rewards.py").write_text("def mine(golds, completions):\n    return [\n")
+    with pytest.raises(ValueError, match=f"can't be used .*{reason}.*module:function") as error:
         load_reward(spec)
+    assert "\n" not in str(error.value)
 
 
 def test_load_reward_lets_the_functions_own_errors_through(my_rewards):
