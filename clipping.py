@@ -61,6 +61,7 @@ def log_ratio_and_ratio(old_logp: torch.Tensor, logp: torch.Tensor, response_mas
 
 def masked_loss(
     loss: torch.Tensor,
+    old_logp: torch.Tensor,
     response_mask: torch.Tensor,
     log_ratio: torch.Tensor,
     ratio: torch.Tensor,
@@ -68,10 +69,14 @@ def masked_loss(
     clip_low: torch.Tensor,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The loss of each token, 0 where it is masked out, and the sums that `clipped_surrogate` describes."""
+    clip_high, clip_low = response_mask & clip_high, response_mask & clip_low
+    p_old = torch.where(response_mask, old_logp, 0.0).exp()
     sums = {
         "tokens": response_mask.sum(),
-        "clip_high": (response_mask & clip_high).sum(),
-        "clip_low": (response_mask & clip_low).sum(),
+        "clip_high": clip_high.sum(),
+        "clip_low": clip_low.sum(),
+        "clip_high_p": p_old[clip_high].sum(),
+        "clip_low_p": p_old[clip_low].sum(),
         "kl": (ratio - 1 - log_ratio).detach().sum(),
         "ratio_clamped": (log_ratio.abs() > MAX_LOG_RATIO).sum(),
     }
@@ -94,6 +99,8 @@ def clipped_surrogate(
         tokens          the number of tokens that count
         clip_high       tokens whose gradient is cut because Â > 0 and r is above the upper bound
         clip_low        tokens whose gradient is cut because Â < 0 and r is below the lower bound
+        clip_high_p     the sum of p_old over the former, so that clip_high_p / clip_high is their mean probability
+        clip_low_p      the sum of p_old over the latter
         kl              the k3 estimate of KL(π_old ‖ π_θ), in nats
         ratio_clamped   tokens with |log r| > MAX_LOG_RATIO
     """
@@ -102,7 +109,7 @@ def clipped_surrogate(
     low, high = 1 - threshold(p, lower), 1 + threshold(p, upper)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
     clip_high, clip_low = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
-    return masked_loss(-surrogate, response_mask, log_ratio, ratio, clip_high, clip_low)
+    return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low)
 
 
 # ------------------------------------------------------------------------ entropy and the regions (paper, section 2)

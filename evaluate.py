@@ -40,7 +40,7 @@ import tiny
 from checkpoint import lock
 from data import BENCHMARKS, data_hash, encode_prompt, load_benchmark
 from distributed import end_distributed, gather, init_distributed, seed_of
-from plots import plt
+from metrics import plt
 from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
 

@@ -162,6 +162,7 @@ class Batch:
     )  # each multiplies a token's loss; a token of weight 0 is not trained, and not counted as clipped
     coef: torch.Tensor  # see `objectives.prepare_objective`
     importance: torch.Tensor  # the importance weights, which are contained in `weights`
+    surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
 
 def make_batch(
@@ -174,12 +175,14 @@ def make_batch(
     importance = torch.ones_like(old.logp)
     if cfg.is_correction == "token":
         importance = importance_weights(old.logp, rollouts.sampler_logp, cfg.is_cap)
+    masks = region_masks(old.logp, old.entropy, advantages)  # [4, N]
     if regions := cfg.trained_regions():
-        weights = weights * region_masks(old.logp, old.entropy, advantages)[regions].any(0)
-    return Batch(rollouts, old.logp, advantages, loss_mask, weights * importance, coef, importance)
+        weights = weights * masks[regions].any(0)
+    surprising = masks[1] | masks[3]
+    return Batch(rollouts, old.logp, advantages, loss_mask, weights * importance, coef, importance, surprising)
 
 
-SUMS = ("tokens", "clip_high", "clip_low", "kl", "ratio_clamped")  # of what `clipped_surrogate` returns
+SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
 
 
 def update(
@@ -220,19 +223,22 @@ def update(
                 weights = batch.weights[here].to(device)
 
                 logp, entropy = policy(inputs, logp_function) if logp_function else (policy(inputs), None)  # [n]
-                loss, sums = token_loss(
-                    cfg.objective,  # grpo: `clipping.clipped_surrogate`
-                    batch.old_logp[here].to(device),
-                    logp,
-                    batch.advantages[here].to(device),
-                    inputs.response_mask & batch.loss_mask[here].to(device) & (weights != 0),
-                    upper,
-                    lower,
-                    batch.coef[here].to(device),
-                    entropy,
+                tokens = dict(
+                    old_logp=batch.old_logp[here].to(device),
+                    logp=logp,
+                    advantages=batch.advantages[here].to(device),
+                    response_mask=inputs.response_mask & batch.loss_mask[here].to(device) & (weights != 0),
+                    upper=upper,
+                    lower=lower,
+                    coef=batch.coef[here].to(device),
+                    entropy=entropy,
                 )
+                loss, sums = token_loss(cfg.objective, **tokens)  # grpo: `clipping.clipped_surrogate`
                 loss = (loss * weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
+                tokens["response_mask"] = tokens["response_mask"] & batch.surprising[here].to(device)
+                _, rare = token_loss(cfg.objective, **tokens)  # of these tokens the clipped ones are in E2 or E4
+                sums |= {"clip_high_E2": rare["clip_high"], "clip_low_E4": rare["clip_low"]}
                 totals += torch.stack([sums[name].double() for name in SUMS])
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
@@ -245,10 +251,11 @@ def update(
 
     dist.all_reduce(totals)  # sums and counts together, divided once
     total = dict(zip(SUMS, totals.tolist()))
-    tokens = max(1.0, total["tokens"])
+    tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
     return {
         "clip_frac_high": total["clip_high"] / tokens,
         "clip_frac_low": total["clip_low"] / tokens,
+        "clipped": {name: total[name] / (high if "high" in name else low) for name in SUMS[3:7]},
         "kl": total["kl"] / tokens,
         "ratio_clamped": int(total["ratio_clamped"]),
         "grad_norm": sum(grad_norms) / max(1, len(grad_norms)),

@@ -140,7 +140,9 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
     """`coef` [N] is `kl_cov_coef`. The thresholds are not used, and nothing is clipped."""
     log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
     never = torch.zeros_like(response_mask)
-    return masked_loss(-ratio * advantages + coef * log_ratio.abs(), response_mask, log_ratio, ratio, never, never)
+    return masked_loss(
+        -ratio * advantages + coef * log_ratio.abs(), old_logp, response_mask, log_ratio, ratio, never, never
+    )
 
 
 # ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
@@ -157,7 +159,7 @@ def ce_gppo(
     low, high, frozen = 1 - threshold(p, lower), 1 + threshold(p, upper), ratio.detach()
     above, below = (advantages > 0) & (frozen > high), (advantages < 0) & (frozen < low)
     scale = torch.where(above, beta_high * high / frozen, torch.where(below, beta_low * low / frozen, 1.0))
-    return masked_loss(-scale * ratio * advantages, response_mask, log_ratio, ratio, above, below)
+    return masked_loss(-scale * ratio * advantages, old_logp, response_mask, log_ratio, ratio, above, below)
 
 
 # ---------------------------------------------------------------------------------- two other clips that depend on p
@@ -186,7 +188,7 @@ def clipped_at(bounds):
         low, high = bounds(torch.where(response_mask, old_logp, 0.0).exp())
         surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
         above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
-        return masked_loss(-surrogate, response_mask, log_ratio, ratio, above, below)
+        return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, above, below)
 
     return loss
 

@@ -19,8 +19,7 @@ from checkpoint import Checkpointer, make_run_directory
 from config import Config
 from controllers import Controller
 from distributed import Phases, end_distributed, print0
-from metrics import Logger
-from plots import farewell
+from metrics import Logger, farewell
 from policy import Policy, build_policy, check_memory, find_model
 from sample import Sampler, eos_ids, make_sampler
 from schedules import OD, Fixed

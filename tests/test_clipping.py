@@ -37,6 +37,7 @@ def test_metrics_are_sums_and_know_the_advantages_sign():
     assert (sums["tokens"], sums["clip_high"], sums["clip_low"], sums["ratio_clamped"]) == (5, 1, 1, 0)
     torch.testing.assert_close(loss, torch.tensor([-1.2, 1.5, 0.8, -0.5, -1.1, 0.0]))
     torch.testing.assert_close(sums["kl"], (ratio - 1 - ratio.log())[:5].sum())
+    assert sums["clip_high_p"].item() == sums["clip_low_p"].item() == pytest.approx(math.exp(-3))  # one token each
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf")])

@@ -140,9 +140,8 @@ def updates_on_these_ranks(directory: Path) -> None:
             policy = build_policy(model, mesh, temperature=1.0)
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             ones, weights = torch.ones(len(rollouts.sampler_logp)), torch.cat(loss_weights(tied))
-            batch = Batch(
-                rollouts, torch.cat(old_logp), rollouts.per_token(advantages), ones.bool(), weights, 0 * ones, ones
-            )
+            per_token = rollouts.per_token(advantages)
+            batch = Batch(rollouts, torch.cat(old_logp), per_token, ones.bool(), weights, 0 * ones, ones, per_token > 0)
             optimizer_of = OPTIMIZERS[optimizer](policy.parameters())
             upper, lower = ((0.0, 0.2), (0.0, 0.2)) if tied else ((-0.25, 0.5), (-0.13, 0.3))
             report = update(policy, optimizer_of, batch, cfg, 7, upper=upper, lower=lower)
@@ -228,6 +227,9 @@ def test_a_run_leaves_what_it_promises(short_run):
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines:
         assert 0.1 < line["reward"] < 0.9 and 0.1 < line["entropy"] < 1.5 and line["grad_norm"] > 0
+        clipped = line["clipped"]
+        assert set(clipped) == {"clip_high_p", "clip_low_p", "clip_high_E2", "clip_low_E4"}
+        assert all(0 <= value <= 1 for value in clipped.values())
         assert 0 <= line["clip_frac_high"] < 0.2 and 0 <= line["clip_frac_low"] < 0.2
         for key in ("regions_rule", "regions_exact", "predicted_entropy_change"):
             assert set(line[key]) == REGIONS

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metrics import plot_runs, read_metrics
 from objectives import LOSSES
-from plots import plot_runs, read_metrics
 from schedules import SCHEDULES, make_schedule
 from study.softmax import PRESETS, Settings, SoftmaxPolicy, exact, main, parse, run
 

@@ -1,4 +1,4 @@
-"""Words and pictures of a run, from its metrics: pytest tests/test_plots.py"""
+"""Words and pictures of a run, from its metrics: pytest tests/test_metrics.py"""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from helpers import tiny_config
 
-import plots
+import metrics
 
 
 def curve(*knots: tuple[int, float], noise: float = 0.0) -> list[float]:
@@ -23,7 +23,7 @@ def numbers(words: str) -> list[float]:
 def test_words_name_each_turn_of_a_curve(noise):
     """Means of 5 steps lie within 2 steps of the knots, and within what the curve does in 2 steps of their values;
     noise adds at most three standard errors of such a mean."""
-    words = plots.entropy_in_words(curve((0, 1.0), (25, 0.6), (50, 1.1), (99, 0.2), noise=noise))
+    words = metrics.entropy_in_words(curve((0, 1.0), (25, 0.6), (50, 1.1), (99, 0.2), noise=noise))
     assert [word for word in words.split() if word in ("rose", "fell")] == ["fell", "rose", "fell"]
     start, low, at_low, high, at_high, end = numbers(words)
     assert [start, low, high, end] == pytest.approx([1.0, 0.6, 1.1, 0.2], abs=2 * 0.5 / 25 + 3 * noise / 5**0.5 + 0.005)
@@ -32,13 +32,13 @@ def test_words_name_each_turn_of_a_curve(noise):
 
 
 def test_words_leave_out_what_is_small():
-    assert plots.entropy_in_words(curve((0, 1.0), (50, 1.1), (99, 1.0))) == "stayed near 1.05"
-    assert plots.entropy_in_words(curve((0, 1.0), (30, 1.1), (99, 0.3))).startswith("fell from 1.0")
+    assert metrics.entropy_in_words(curve((0, 1.0), (50, 1.1), (99, 1.0))) == "stayed near 1.05"
+    assert metrics.entropy_in_words(curve((0, 1.0), (30, 1.1), (99, 0.3))).startswith("fell from 1.0")
 
 
 @pytest.mark.parametrize("entropy", [[0.7], [0.7, 0.7], [1.0, 0.2]])
 def test_words_of_a_run_of_a_few_steps(entropy):
-    words = plots.entropy_in_words(entropy)
+    words = metrics.entropy_in_words(entropy)
     assert words == ("fell from 1.00 to 0.20" if entropy[-1] == 0.2 else "stayed near 0.70")
 
 
@@ -52,16 +52,16 @@ def shipped(tmp_path, monkeypatch):
     path = tmp_path / "tiny.jsonl"
     lines = [reference(label, seed) for label in ("static", "id", "did") for seed in (0, 1)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(plots, "REFERENCES", path)
+    monkeypatch.setattr(metrics, "REFERENCES", path)
 
 
 def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(shipped):
-    beside = plots.references(tiny_config(schedule="id", seed=3, save_every=7))
+    beside = metrics.references(tiny_config(schedule="id", seed=3, save_every=7))
     assert {label: [line["seed"] for line in lines] for label, lines in beside.items()} == {
         "static": [0, 1],
         "id": [0, 1],
     }
-    assert list(plots.references(tiny_config(schedule="static"))) == ["static"]
+    assert list(metrics.references(tiny_config(schedule="static"))) == ["static"]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(sh
     [{"lr": 1e-3}, {"total_steps": 50}, {"objective": "entropy-bonus"}, {"model": "x"}, {"reward": "my:score"}],
 )
 def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
-    assert plots.references(tiny_config(schedule="static", **change)) == {}
+    assert metrics.references(tiny_config(schedule="static", **change)) == {}
 
 
 def test_the_farewell_tells_what_the_run_and_static_did_and_draws_both(shipped, tmp_path):
@@ -88,8 +88,8 @@ def test_the_farewell_tells_what_the_run_and_static_did_and_draws_both(shipped, 
         for step, entropy in enumerate(curve((0, 1.0), (50, 1.5), (99, 0.5)))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = plots.farewell(tiny_config(schedule="id"), tmp_path)
+    text = metrics.farewell(tiny_config(schedule="id"), tmp_path)
     assert "entropy rose from" in text and "static GRPO goes from 1.00 to 0.55 (0.50 to 0.60 over 2 seeds)" in text
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    text = plots.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
+    text = metrics.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
     assert "entropy rose from" in text and "static GRPO" not in text
