@@ -64,6 +64,14 @@ SAME_RUN = (  # changed on resume, they would make it another run
 ).split()
 
 
+AT_LEAST = {
+    0: "lr_warmup_steps weight_decay overlong_buffer skip_bad_steps",
+    1: "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs micro_batch_tokens "
+    "dynamic_sampling vllm_tp vllm_max_num_seqs save_every",
+    2: "group_size",
+}
+
+
 def opt(default, help: str, **kwargs):
     return field(default=default, metadata={"help": help, **kwargs})
 
@@ -158,29 +166,11 @@ class Config:
                 f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
                 "would do nothing: use static"
             )
-        at_least = dict(
-            total_steps=1,
-            prompts_per_step=1,
-            group_size=2,
-            max_prompt_tokens=1,
-            max_response_tokens=1,
-            mini_batches=1,
-            epochs=1,
-            micro_batch_tokens=1,
-            lr_warmup_steps=0,
-            weight_decay=0,
-            overlong_buffer=0,
-            dynamic_sampling=1,
-            vllm_tp=1,
-            vllm_max_num_seqs=1,
-            save_every=1,
-            skip_bad_steps=0,
-        )
-        for name, low in at_least.items():
-            if not low <= getattr(self, name) <= 10**9:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} must be at least {low} and at most 1e9, got {getattr(self, name)}"
-                )
+        for low, names in AT_LEAST.items():
+            for name in names.split():
+                if not low <= getattr(self, name) <= 10**9:
+                    flag = name.replace("_", "-")
+                    raise ValueError(f"--{flag} must be at least {low} and at most 1e9, got {getattr(self, name)}")
         for name in ("model", "data", "reward"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} must not be empty")
