@@ -132,14 +132,15 @@ def load_reward(spec: str = "rewards:score") -> Callable[[list, list], list[Resu
     arguments. The function returned raises ValueError if the values are not as described.
     """
     module, _, name = spec.partition(":")
+    sys.path += [os.getcwd()] if os.getcwd() not in sys.path else []  # a module in the caller's directory is found, too
     try:
         function = getattr(importlib.import_module(module), name)
         inspect.signature(function).bind([], [])
     except Exception as error:  # importing a module can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
-            f"--reward {spec} can't be used ({reason}); name it module:function, put the module's folder on "
-            "PYTHONPATH, and let the function take (golds, completions)"
+            f"--reward {spec} can't be used ({reason}); name it module:function, start in the module's "
+            "folder or put it on PYTHONPATH, and let the function take (golds, completions)"
         ) from error
 
     def reward(golds: list, completions: list) -> list[Result]:
