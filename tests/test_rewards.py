@@ -105,6 +105,7 @@ CORRECT = r"""
 -\frac{4}{3}: -1.\overline{3}  -1\frac{1}{3}  -1 1/3
 3\sqrt{13}: \sqrt{117}  3√13  3√(13)  {\bf 3\sqrt{13}}  \textbf{(A)}\ 3\sqrt{13}  3\sqrt{13}\text{ units}
 x^{10}: x¹⁰
+52_8: 52₈
 17.5%: 17.5  17.5\%  0.175  17.5 \text{ percent}
 0.09: 9\%
 1,-2: \{-2, 1\}  x=1 \text{ or } x=-2  \boldsymbol{\{1,-2\}}
@@ -146,6 +147,7 @@ WRONG = r"""
 0.0000672: 0.000067
 9\%: 90\%  0.0009
 100: 1e  1 hundredth
+528: 52₈
 x^2+1: y^2+1  x^2
 2m: 2  2 \text{ m}^2
 6m: 6  6 \text{ kg}
