@@ -134,7 +134,7 @@ def trainer_state(run: Run) -> dict:
 
 def resume(run: Run, state: dict) -> int:
     """Puts a `trainer_state` back; returns the step that comes next. Raises ValueError if the problems have changed."""
-    if state["data"] != data.data_hash(run.problems):
+    if state.get("data") != data.data_hash(run.problems):
         raise ValueError(
             f"--resume {run.directory}: the problems in {run.cfg.data} that fit into --max-prompt-tokens are not those "
             "that this run began with; put the old file back, or start another run"

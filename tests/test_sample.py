@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM
@@ -185,13 +186,14 @@ def test_completions_depend_on_the_seed_and_nothing_else(sampler):
 
 @settings(deadline=None)
 @given(
-    logits=st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12, unique=True),
+    logits=st.lists(st.integers(-800, 800), min_size=1, max_size=12, unique=True),  # hundredths, so that none tie
     top_k=st.integers(0, 14),
     top_p=st.floats(0.01, 1.0),
     temperature=st.floats(0.2, 3),
 )
 def test_top_k_then_top_p_by_their_definition(logits, top_k, top_p, temperature):
     """The k likeliest; of those, renormalised, the fewest likeliest whose probabilities reach p."""
+    logits = [x / 100 for x in logits]
     weights = {i: math.exp(x / temperature) for i, x in enumerate(logits)}
     kept = sorted(weights, key=weights.get, reverse=True)[: top_k or None]
     masses = np.cumsum([weights[i] for i in kept]) / sum(weights[i] for i in kept)
@@ -307,9 +309,7 @@ def run_this_file(*args, ranks=None):
         else [sys.executable]
     )
     command = [*launcher, __file__, *map(str, args)]
-    done = subprocess.run(
-        command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -338,9 +338,9 @@ LONG = make_prompts([3, 150, 20, 200])  # vLLM caches prefixes in blocks of 128 
 
 
 def vllm_sampler(directory: Path):
-    environment = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
+    before = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}
     sampler = make_sampler("vllm", str(directory), device=CPU, dtype=torch.float32, max_len=MAX_LEN, seed=0)
-    assert environment == {name: os.environ.get(name) for name in environment}
+    assert before == {name: os.environ.get(name) for name in before}
     return sampler
 
 
@@ -383,7 +383,7 @@ def two_ranks(directory: Path) -> None:
         policy(batch).mean().neg().backward()
         optimizer.step()
         result["sync skipped"] = difference(*rollout()[1:])
-        sampler.sync(policy.full_tensors(torch.float32))
+        sampler.sync(policy.full_tensors())
         result["synced"] = difference(*rollout()[1:])
         result["synced, temperature 0.7"] = difference(*rollout(0.7)[1:], 0.7)
         results["tied" if tied else "untied"] = result
@@ -399,11 +399,11 @@ def mismatches(sampler, policy, optimizer, rollout) -> dict[str, float]:
     """Mean |log π_train − log π_sampler| after an optimizer step and a sync with one fault."""
     found = {}
     for fault in ("none", "no sync", "prefix cache not reset", "stale tied head"):
-        stale = [(name, tensor.clone()) for name, tensor in policy.full_tensors(torch.float32)]
+        stale = [(name, tensor.clone()) for name, tensor in policy.full_tensors()]
         policy(rollout()[1]).mean().neg().backward()
         optimizer.step()
         optimizer.zero_grad()
-        fresh = list(policy.full_tensors(torch.float32))
+        fresh = list(policy.full_tensors())
         head = ("model.embed_tokens.weight", "lm_head.weight")
         with pytest.MonkeyPatch.context() as patch:
             if fault == "prefix cache not reset":
