@@ -27,7 +27,6 @@ PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read o
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 
 T_QUANTILE = {
-    2: 12.71,
     3: 4.303,
     4: 3.182,
     5: 2.776,
