@@ -4,15 +4,13 @@
 
     trainer = FlexibleGRPOTrainer(model, reward_funcs, args=config, train_dataset=dataset, schedule="id")
 
-TRL clips the ratio with `torch.clamp(r, 1 - self.epsilon_low, 1 + self.epsilon_high)`. This class sets both epsilons to the
-tensors ε(p) of this step just before each loss, so TRL's loss types, its KL term and its clip_ratio/* metrics stay what they
-are. It overrides private methods of TRL, which have changed before: it was tested with trl 1.16.0.
-"""
+TRL clips the ratio with `torch.clamp(r, 1 - self.epsilon_low, 1 + self.epsilon_high)`. This class sets both epsilons
+to the tensors ε(p) of this step just before each loss, so TRL's loss types, its KL term and its clip_ratio/* metrics
+stay what they are. It overrides private methods of TRL, which have changed before: it was tested with trl 1.16.0."""
 
 import json
 from pathlib import Path
 
-import torch
 from trl import GRPOTrainer
 
 from clipping import threshold
@@ -23,9 +21,10 @@ STATE = "flexible_entropy_control.json"  # in each checkpoint
 
 
 class FlexibleGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer with `schedule`, a name in schedules.SCHEDULES. `target`, for instance "id", is an entropy curve: with it
-    the regions are weighted to hold the entropy on that curve (controllers.Track). `schedule_options` are those of
-    schedules.make_schedule. Logs flexible/* every step. Raises ValueError for settings in which no schedule can work."""
+    """GRPOTrainer with `schedule`, a name in schedules.SCHEDULES. `target`, for instance "id", is an entropy curve:
+    with it the regions are weighted to hold the entropy on that curve (controllers.Track). `schedule_options` are
+    those of schedules.make_schedule. Logs flexible/* every step. Raises ValueError for settings in which no schedule
+    can work."""
 
     def __init__(self, *args, schedule="static", target=None, schedule_options=None, **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,8 +38,8 @@ class FlexibleGRPOTrainer(GRPOTrainer):
             )
         if self.loss_type not in LOSS_TYPES or self.importance_sampling_level != "token":
             raise ValueError(
-                f"loss_type={self.loss_type!r} with importance_sampling_level={self.importance_sampling_level!r} does not clip"
-                f" each token by its own ratio: choose a loss_type of {', '.join(LOSS_TYPES)}, and 'token'"
+                f"loss_type must be one of {', '.join(LOSS_TYPES)} and importance_sampling_level 'token', so that each"
+                f" token is clipped by its own ratio; got {self.loss_type!r} and {self.importance_sampling_level!r}"
             )
         if self.args.epsilon != 0.2 or self.args.epsilon_high is not None:
             raise ValueError("epsilon and epsilon_high are set by the schedule: leave them at 0.2 and None")
@@ -63,8 +62,7 @@ class FlexibleGRPOTrainer(GRPOTrainer):
             self.lines, weights, report = self.entropy_control.decide(
                 step, output["old_per_token_logps"], self.old_entropy, advantages, mask
             )
-            if weights is not None:
-                output["advantages"] = weights * advantages  # [B, L], which TRL allows
+            output["advantages"] = weights * advantages  # [B, L], which TRL allows
             for name, value in report.items():
                 self._metrics["train"][f"flexible/{name}"].append(value)
         return output

@@ -1,8 +1,8 @@
 """verl's synchronous PPO trainer with a schedule or an entropy target. It runs on the driver, which sees every token.
 
-Written for verl 0.9.1. Tested with stubs in place of verl's trainer, its worker group and its TransferQueue, because these
-need Ray and GPUs. Not run: a whole training in verl. So look at flexible/entropy and flexible/upper_intercept in the first
-steps of a run: the entropy has to be near actor/entropy, and the intercept has to follow the schedule.
+Written for verl 0.9.1. Tested with stubs in place of verl's trainer, its worker group and its TransferQueue, because
+these need Ray and GPUs. Not run: a whole training in verl. So look at flexible/entropy and flexible/upper_intercept
+in the first steps of a run: the entropy has to be near actor/entropy, and the intercept has to follow the schedule.
 
     VERL_USE_EXTERNAL_MODULES=integrations.verl_trainer python -m verl.trainer.main_ppo \\
         trainer.v1.trainer_mode=flexible \\
@@ -58,8 +58,8 @@ class FlexiblePPOTrainer(PPOTrainerSync):
         trainer = self.config.trainer
         if self.total_training_steps > self.steps_per_epoch * trainer.total_epochs:
             raise ValueError(
-                f"total_training_steps={self.total_training_steps} is more than the {self.steps_per_epoch} steps of each of"
-                f" {trainer.total_epochs} epochs: verl would stop before the schedule ends"
+                f"total_training_steps={self.total_training_steps} is more than {trainer.total_epochs} epochs of"
+                f" {self.steps_per_epoch} steps: verl would stop before the schedule ends"
             )
         self.entropy_control = EntropyControl(total_steps=self.total_training_steps, **trainer.entropy_control)
         if self.global_steps:  # verl has resumed
@@ -69,7 +69,9 @@ class FlexiblePPOTrainer(PPOTrainerSync):
 
     def _save_checkpoint(self):
         os.makedirs(self._checkpoint_folder(), exist_ok=True)
-        with open(os.path.join(self._checkpoint_folder(), STATE), "w") as file:  # before verl calls the checkpoint complete
+        with open(
+            os.path.join(self._checkpoint_folder(), STATE), "w"
+        ) as file:  # before verl calls the checkpoint complete
             json.dump(self.entropy_control.state_dict(), file)
         super()._save_checkpoint()
 
@@ -86,10 +88,9 @@ class FlexiblePPOTrainer(PPOTrainerSync):
             padded["advantages"],
             padded["response_mask"],
         )
-        if weights is not None:
-            weights = weights * padded.get("rollout_is_weights", 1.0)
-            weights = TensorDict({"rollout_is_weights": response_to_nested(weights, data["response_mask"])}, len(batch))
-            batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=weights)
+        weights = response_to_nested(weights * padded.get("rollout_is_weights", 1.0), data["response_mask"])
+        fields = TensorDict({"rollout_is_weights": weights}, len(batch))
+        batch = tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         loss_fn = partial(ppo_loss_with_lines, config=self.actor_config, upper=upper, lower=lower)
         self.actor_rollout_wg.set_loss_fn(loss_fn)
         metrics.update({f"flexible/{name}": value for name, value in report.items()})

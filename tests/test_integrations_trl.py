@@ -1,3 +1,4 @@
+# ruff: noqa: E402 (imports below importorskip)
 """integrations/trl_grpo.py against the real TRL, on random models: pytest tests/test_integrations_trl.py"""
 
 import json
@@ -9,9 +10,7 @@ import torch
 pytest.importorskip("trl", reason="needs TRL: pip install --no-deps -r requirements-integrations.txt")
 
 from helpers import HERE, torchrun
-from trl_runs import DATASET, UPDATES, VOCABULARY, Witness, make_model, make_trainer  # before trl, see there
-
-from trl import GRPOTrainer
+from trl_runs import DATASET, UPDATES, VOCABULARY, GRPOTrainer, Witness, make_model, make_trainer, reward
 
 from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, region_gains, region_masks, threshold
 from integrations.trl_grpo import LOSS_TYPES, STATE, FlexibleGRPOTrainer
@@ -86,7 +85,10 @@ def test_clip_higher_is_epsilon_high(run):
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_thresholds_are_the_schedules(run, name):
-    batches, options = 4, {"od_h_init": 20.0, "od_ratio": 0.25} if name == "od" else {}  # od raises from H = 5 nats down
+    batches, options = (
+        4,
+        {"od_h_init": 20.0, "od_ratio": 0.25} if name == "od" else {},
+    )  # od raises from H = 5 nats down
     trainer = run(Witness, batches=batches, schedule=name, schedule_options=options)
     schedule = make_schedule(name, batches, **options)
     lines = [schedule(step, report["entropy"]) for step, report in enumerate(reports(trainer))]
@@ -94,7 +96,9 @@ def test_thresholds_are_the_schedules(run, name):
     for i, at in enumerate(trainer.losses):
         upper, lower = lines[i // UPDATES]
         p = at["logps"].exp()
-        assert torch.equal(at["epsilon_high"], threshold(p, upper)) and torch.equal(at["epsilon_low"], threshold(p, lower))
+        assert torch.equal(at["epsilon_high"], threshold(p, upper)) and torch.equal(
+            at["epsilon_low"], threshold(p, lower)
+        )
     for report, (upper, lower) in zip(reports(trainer), lines):
         assert (report["upper_slope"], report["upper_intercept"]) == upper
         assert (report["lower_slope"], report["lower_intercept"]) == lower
@@ -125,8 +129,19 @@ def test_track_weights_the_regions(run):
         assert torch.equal(output["advantages"], region_gains(regions, report["gain"]) * advantages)
 
 
+def test_advantages_have_another_constant_than_ours(run):
+    """TRL adds 1e-4 to the standard deviation; `grpo.group_advantages` and verl add 1e-6."""
+    for batch in run(Witness, schedule="id").batches:
+        output = batch["output"]
+        ids = [row[mask.bool()].tolist() for row, mask in zip(output["completion_ids"], output["completion_mask"])]
+        groups = torch.tensor(reward(ids)).view(-1, 4)
+        expected = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-4)
+        torch.testing.assert_close(batch["advantages"], expected.flatten())
+
+
 def test_entropy_is_that_of_the_old_policy(run):
-    """At the sampling temperature. 260 terms of at most 1/e nats, each off by a few float32 roundings, are the tolerance."""
+    """At the sampling temperature. 260 terms of at most 1/e nats, each off by a few float32 roundings, are the
+    tolerance."""
     trainer = run(Witness, schedule="id", temperature=0.9)
     tolerance = VOCABULARY * 4 * torch.finfo(torch.float32).eps
     for batch, report in zip(trainer.batches, reports(trainer)):
@@ -179,7 +194,9 @@ def test_resume_with_other_settings_is_refused(run, tmp_path):
     run(FlexibleGRPOTrainer, batches=1, save_strategy="steps", save_steps=UPDATES, schedule="id")
     checkpoint = tmp_path / f"out/checkpoint-{UPDATES}"
     for options in (dict(batches=2, schedule="id"), dict(batches=1, schedule="did"), dict(batches=1, target="id")):
-        with pytest.raises(ValueError, match="the checkpoint is that of a run with .*'schedule': 'id', 'total_steps': 1"):
+        with pytest.raises(
+            ValueError, match="the checkpoint is that of a run with .*'schedule': 'id', 'total_steps': 1"
+        ):
             run(FlexibleGRPOTrainer, resume=str(checkpoint), **options)
     (checkpoint / STATE).unlink()  # as if TRL's own trainer had written it
     with pytest.raises(FileNotFoundError, match=STATE):
@@ -192,9 +209,12 @@ def test_resume_with_other_settings_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(loss_type="cispo", epsilon_high=5.0), "does not clip each token"),
-        (dict(loss_type="sapo"), "does not clip each token"),
-        (dict(importance_sampling_level="sequence", loss_type="grpo"), "does not clip each token"),
+        (dict(loss_type="cispo", epsilon_high=5.0), "so that each token is clipped by its own ratio"),
+        (dict(loss_type="sapo"), "so that each token is clipped by its own ratio"),
+        (
+            dict(importance_sampling_level="sequence", loss_type="grpo"),
+            "so that each token is clipped by its own ratio",
+        ),
         (dict(epsilon=0.1), "set by the schedule"),
         (dict(epsilon_high=0.28), "set by the schedule"),
         (dict(steps_per_generation=1), "one optimizer step per rollout batch"),

@@ -1,5 +1,7 @@
-"""What the tests of integrations/trl_grpo.py train: a random model with 11 thousand parameters, whose responses have 1 to 12
-tokens. The reward is the share of tokens with an odd number. Run as a script, it is one rank of the test with two ranks."""
+# ruff: noqa: E402 (imports below a patch)
+"""What the tests of integrations/trl_grpo.py train: a random model with 11 thousand parameters, whose responses have
+1 to 12 tokens. The reward is the share of tokens with an odd number. Run as a script, it is one rank of the test with
+two ranks."""
 
 import json
 import sys
@@ -14,6 +16,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 import_module("trl.import_utils").is_vllm_available = lambda *args, **kwargs: False
 
 from trl import GRPOConfig
+from trl import GRPOTrainer as GRPOTrainer  # for the tests, so that none imports it before the patch
 
 import tiny
 from integrations.trl_grpo import FlexibleGRPOTrainer
@@ -78,7 +81,8 @@ def make_trainer(cls, model, output, batches=3, **options):
 
 
 class Witness(FlexibleGRPOTrainer):
-    """It notes what TRL's loss got and returned, and the entropy of π_old by `logprobs.token_stats` on the plain model."""
+    """It notes what TRL's loss got and returned, and the entropy of π_old by `logprobs.token_stats` on the plain
+    model."""
 
     def train(self, *args, **kwargs):
         self.batches, self.losses = [], []
@@ -90,14 +94,18 @@ class Witness(FlexibleGRPOTrainer):
         ids = torch.cat([output["prompt_ids"], output["completion_ids"]], dim=1)
         attention = torch.cat([output["prompt_mask"], output["completion_mask"]], dim=1)
         with torch.no_grad():  # no update has happened since the responses were sampled: this is π_old
-            logits = self.model(input_ids=ids, attention_mask=attention, logits_to_keep=mask.shape[1] + 1).logits[:, :-1]
+            logits = self.model(input_ids=ids, attention_mask=attention, logits_to_keep=mask.shape[1] + 1).logits[
+                :, :-1
+            ]
         stats = token_stats(logits[mask], output["completion_ids"][mask], temperature=self.temperature)
         self.batches.append(
             {
                 "entropy": stats.entropy.tolist(),
                 "lines": self.lines,
                 "output": output,
-                "advantages": torch.tensor(list(self._logs["advantages"])[-len(ids) :]),  # TRL's, in a job of one process
+                "advantages": torch.tensor(
+                    list(self._logs["advantages"])[-len(ids) :]
+                ),  # TRL's, in a job of one process
                 "trl_entropy": self.old_entropy,
             }
         )
