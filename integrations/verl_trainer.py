@@ -1,8 +1,9 @@
 """verl's synchronous PPO trainer with a schedule or an entropy target. It runs on the driver, which sees every token.
 
-Written for verl 0.9.1. Tested with stubs in place of verl's trainer, its worker group and its TransferQueue, because
-these need Ray and GPUs. Not run: a whole training in verl. So look at flexible/entropy and flexible/upper_intercept
-in the first steps of a run: the entropy has to be near actor/entropy, and the intercept has to follow the schedule.
+Written for verl 0.9.1. Run by hand, on a CPU: verl's own trainer class, configuration and TransferQueue on Ray, with
+a stub in place of the workers, which need GPUs. The tests have stubs for the trainer and the queue as well, so that
+they run without a cluster. Not run: a whole training in verl. So look at the first steps of yours: flexible/entropy
+has to be near actor/entropy, and flexible/upper_intercept has to follow the schedule.
 
     VERL_USE_EXTERNAL_MODULES=integrations.verl_trainer python -m verl.trainer.main_ppo \\
         trainer.v1.trainer_mode=flexible \\

@@ -165,6 +165,31 @@ def test_covariance_objectives_are_verls(objective):
 
 
 @needs_verl
+def test_dppo_has_verls_gradient():
+    """verl writes the loss as −Â sg(r) ln π on the tokens that are kept, so only the gradient can be compared."""
+    old_logp, logp, advantages, mask = a_batch(seed=5, rows=40)
+    batch = (old_logp.clamp(min=-10), logp.detach().clamp(min=-10).requires_grad_(), advantages, mask)
+    _, gradient, metrics = by_verl("dppo_tv", batch, clip_ratio_low=0.15, clip_ratio_high=0.15, clip_ratio_c=1e30)
+    ours, sums = objectives.LOSSES["dppo-tv"](*batch, EPS, EPS)
+    torch.testing.assert_close(loss_and_gradient(ours.sum() / sums["tokens"], batch[1])[1], gradient)
+    clipped = (sums["clip_high"] + sums["clip_low"]).item()
+    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * sums["tokens"].item(), 3) == clipped
+
+
+@needs_trl
+def test_tokens_of_high_entropy_are_trls():
+    """The highest fifth of 100 tokens, which TRL finds with a quantile."""
+    from trl_runs import GRPOTrainer
+
+    entropy = torch.rand(20, 9, generator=torch.Generator().manual_seed(6))
+    mask = torch.arange(180).view(20, 9) % 9 < 5
+    alone = types.SimpleNamespace(gather=lambda x: x, pad_across_processes=lambda x, dim, pad_index: x)
+    theirs = GRPOTrainer.get_high_entropy_mask(types.SimpleNamespace(accelerator=alone), entropy, mask, 1 - 0.2)
+    ours = objectives.top_share(entropy[mask], mask[mask], 0.2)
+    assert torch.equal(theirs[mask], ours) and ours.sum() == 20 and not theirs[~mask].any()
+
+
+@needs_verl
 def test_advantages_are_verls():
     from verl.trainer.ppo.core_algos import compute_grpo_outcome_advantage
 

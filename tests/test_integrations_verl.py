@@ -1,6 +1,6 @@
 # ruff: noqa: E402 (imports below importorskip)
 """integrations/verl_loss.py through verl's own ppo_loss, and integrations/verl_trainer.py on stubs, because verl's
-trainer needs Ray and GPUs: pytest tests/test_integrations_verl.py"""
+trainer needs a Ray cluster and its workers need GPUs: pytest tests/test_integrations_verl.py"""
 
 import ast
 import sys

@@ -117,6 +117,7 @@ class Witness(FlexibleGRPOTrainer):
 
     def _compute_loss(self, model, inputs):
         loss = super()._compute_loss(model, inputs)
+        (gradient,) = torch.autograd.grad(loss, self.logps, retain_graph=True)
         self.losses.append(
             {
                 "inputs": dict(inputs),
@@ -125,6 +126,7 @@ class Witness(FlexibleGRPOTrainer):
                 "epsilon_high": self.epsilon_high,
                 "lines": self.lines,
                 "loss": loss.detach(),
+                "gradient": gradient,  # in the ln π of each token
             }
         )
         return loss
