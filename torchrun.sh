@@ -22,7 +22,7 @@ fi
 flavour=$([ "$gpus" -gt 0 ] && echo cuda || echo cpu)
 venv=$here/.venv-$flavour
 
-pinned() { sed -n "s/^$1==//p" "$here"/requirements*.txt; }  # each version stands in one file
+pinned() { sed -n "s/^$1==//p" "$here"/requirements.txt "$here"/requirements-cpu.txt; }  # each version stands in one file
 
 setup() {
   local python=""
@@ -57,10 +57,14 @@ setup() {
 
 case "${1:-}" in
   pytest)
-    if ! cmp -s "$here/requirements-test.txt" "$venv/.tests-ready"; then
+    tests=$(cat "$here/requirements-test.txt" "$here/requirements-integrations.txt")
+    if [ "$(cat "$venv/.tests-ready" 2>/dev/null || true)" != "$tests" ]; then
       say "installing what the tests need, once"
-      "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$here/requirements-test.txt"
-      cp "$here/requirements-test.txt" "$venv/.tests-ready"
+      pip="$venv/bin/python -m pip install -qq --disable-pip-version-check"
+      $pip -r "$here/requirements-test.txt"
+      # TRL and verl without what they ask for, whose versions are not ours; without them their tests are skipped
+      $pip --no-deps -r "$here/requirements-integrations.txt" || say "TRL and verl could not be installed"
+      echo "$tests" >"$venv/.tests-ready"
     fi
     shift
     cd "$here" && exec "$venv/bin/python" -m pytest "$@"
