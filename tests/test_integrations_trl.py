@@ -202,6 +202,19 @@ def test_resume_with_other_settings_is_refused(run, tmp_path):
         run(FlexibleGRPOTrainer, batches=1, resume=str(checkpoint), schedule="id")
 
 
+def test_example_trains(model, tmp_path, monkeypatch, capsys):
+    """Two rollout batches, with the random model, which earns nothing, in place of the built-in one."""
+    from integrations import trl_example
+
+    monkeypatch.setattr(trl_example.tiny, "ensure_model", lambda: model)
+    monkeypatch.setattr("sys.argv", ["trl_example", "--steps", "2", "--schedule", "did", "--output", str(tmp_path)])
+    trl_example.main()
+    printed = capsys.readouterr().out.splitlines()[-2:]
+    lines = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]
+    entropy = [line["flexible/entropy"] for line in lines if "flexible/entropy" in line]
+    assert printed == ["reward 0.000 -> 0.000", f"entropy {entropy[0]:.3f} -> {entropy[1]:.3f} nats"]
+
+
 # ------------------------------------------------------------------------------------------------------------- refusals
 
 
