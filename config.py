@@ -326,8 +326,8 @@ def parse_config(argv: list[str] | None = None) -> Config:
         Config,
         prog="grpo.py",
         usage="%(prog)s [--flag value] ...",
-        description="GRPO with flexible entropy control (arXiv 2602.09782). GPUs need a driver of the R580 series or newer "
-        "(CUDA 13); every rank loads the model in float32 on the host.",
+        description="GRPO with flexible entropy control (arXiv 2602.09782). GPUs need a driver of the R580 series "
+        "or newer (CUDA 13); every rank loads the model in float32 on the host.",
         allow_abbrev=False,
     )
     parser.error = lambda message: parser.exit(
