@@ -270,7 +270,7 @@ def test_advantages_that_are_not_finite_end_the_run_on_all_ranks_and_are_kept(tm
     assert done.returncode == 1
     assert "numbers in advantages are not finite" in done.stderr and "step 1, phase" in done.stderr
     saved = torch.load(tmp_path / "run/bad-step-1/rollouts.pt", weights_only=False)
-    assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 64
+    assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 8 * 16
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/bad-step-1/model.safetensors").values())
     assert len(metrics(tmp_path / "run")) == 1
 
