@@ -99,8 +99,9 @@ class Track(Controller):
         e_k = ln(target(k + 1) / H_k)        u_k = clip(kp e_k + ki Σ e, −1, 1)        u > 0 asks for more entropy
 
     The target is that of the next step, which feeds its slope forward. The error is a ratio because u's effect on H is
-    about proportional to H. On the built-in sums task, u = 1 moved H by 0.12 H_init in one step where H = 0.4 H_init,
-    by 0.29 at H_init and by 0.41 at 1.2 H_init. So ln H moves by b u in a step, with one b ≈ 0.3 all along.
+    about proportional to H. On an earlier task (sums, see study/README.md), u = 1 moved H by 0.12 H_init in one step
+    where H = 0.4 H_init, by 0.29 at H_init and by 0.41 at 1.2 H_init. So ln H moves by b u in a step, with one b ≈ 0.3
+    all along.
 
     The defaults kp = 4 and ki = 0.2 follow from b. The loop is stable for kp b < 2, that is for b < 0.5. Its time
     constant is 1 / (kp b) steps. Its damping (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. A large model at a

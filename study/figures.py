@@ -96,8 +96,8 @@ def held(line: dict) -> float:
 def curve(axis, lines: list[dict], key: str, label: str, **style) -> None:
     values = np.array([line["curves"][key] for line in lines])  # [seeds, points]
     x = lines[0]["curves"]["step"]
-    axis.plot(x, values.mean(0), color=COLORS[label], label=label, linewidth=1.5, **style)
-    axis.fill_between(x, values.min(0), values.max(0), color=COLORS[label], alpha=0.12, linewidth=0)
+    axis.plot(x, values.mean(0), color=COLORS.get(label, "#666666"), label=label, linewidth=1.5, **style)
+    axis.fill_between(x, values.min(0), values.max(0), color=COLORS.get(label, "#666666"), alpha=0.12, linewidth=0)
 
 
 def panel(axis, runs: Runs, labels: list[str], key: str, title: str, **limits) -> None:
@@ -214,7 +214,7 @@ def draw_paper(studies: dict[str, Runs], out: Path) -> None:
     labels = {"static": "vanilla", "clip-higher": "clip_higher", "id": "id", "did": "did", "od": "od"}
     for label, column in labels.items():
         entropy = [float(row[f"entropy_{column}"]) for row in paper]
-        axes[0].plot([int(row["step"]) for row in paper], entropy, color=COLORS[label], label=label, linewidth=1.5)
+        axes[0].plot([int(row["step"]) for row in paper], entropy, color=COLORS.get(label, "#666666"), label=label, linewidth=1.5)
     axes[0].set(title="the paper, 7B (one run each)", xlabel="step", ylabel="entropy (nats)", ylim=(0, None))
     axes[0].grid(alpha=0.3)
     axes[0].legend(fontsize=8)
@@ -285,7 +285,7 @@ def draw_passk(studies: dict[str, Runs], out: Path) -> None:
         for axis, share, when in zip(column, (0.3, 1.0), ("0.3 T", "the end")):
             for i, label in enumerate(labels):
                 values = [at(line, "pass@32", share) for line in studies[name].get(label, [])]
-                axis.plot([i] * len(values), values, "o", color=COLORS[label], markersize=4)
+                axis.plot([i] * len(values), values, "o", color=COLORS.get(label, "#666666"), markersize=4)
             axis.set(title=f"{BENCHES[name]}: pass@32 at {when}", ylim=(0, 1))
             axis.set_xticks(range(len(labels)), labels, fontsize=8)
             axis.grid(alpha=0.3)

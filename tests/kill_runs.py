@@ -26,7 +26,10 @@ HERE = Path(__file__).parent.parent  # the repository
 def start(output: Path, schedule: str) -> subprocess.Popen:
     """A run of 24 steps that saves after each one, so that many kills fall into a checkpoint; it resumes what there
     is."""
-    flags = "--preset=tiny --total-steps=24 --prompts-per-step=8 --save-every=1 --sampler=transformers --resume=auto"
+    flags = (
+        "--preset=tiny --total-steps=24 --prompts-per-step=8 --group-size=8 --epochs=4 --save-every=1 "
+        "--sampler=transformers --resume=auto"
+    )
     command = [
         *[sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "grpo.py"],
         *flags.split(),

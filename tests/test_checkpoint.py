@@ -34,7 +34,8 @@ def score(golds, completions):
     return tiny.score(golds, completions)
 """
 FLAGS = (
-    "--preset tiny --total-steps 6 --prompts-per-step 8 --sampler transformers --save-every 2 --reward saboteur:score"
+    "--preset tiny --total-steps 6 --prompts-per-step 8 --group-size 8 --epochs 4 --sampler transformers "
+    "--save-every 2 --reward saboteur:score"
 ).split()
 
 
@@ -270,7 +271,7 @@ def test_advantages_that_are_not_finite_end_the_run_on_all_ranks_and_are_kept(tm
     assert done.returncode == 1
     assert "numbers in advantages are not finite" in done.stderr and "step 1, phase" in done.stderr
     saved = torch.load(tmp_path / "run/bad-step-1/rollouts.pt", weights_only=False)
-    assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 8 * 16
+    assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 8 * 8
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/bad-step-1/model.safetensors").values())
     assert len(metrics(tmp_path / "run")) == 1
 
@@ -282,4 +283,4 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
     assert done.returncode == 1
     assert "gradient norm nan" in done.stderr and "first logp" in done.stderr
     tolerant = torchrun("grpo.py", *flags, "--output", tmp_path / "tolerant", "--skip-bad-steps", 100, check=False)
-    assert metrics(tmp_path / "tolerant")[0]["bad_steps"] == 15, tolerant.stderr  # of 16: only the first was sound
+    assert metrics(tmp_path / "tolerant")[0]["bad_steps"] == 3, tolerant.stderr  # of 4: only the first was sound

@@ -20,7 +20,9 @@ from test_checkpoint import metrics, weights
 from distributed import my_share, seed_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-FLAGS = "--preset tiny --total-steps 3 --prompts-per-step 8 --sampler transformers --schedule id".split()
+FLAGS = (
+    "--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --sampler transformers --schedule id"
+).split()
 MISCHIEF = """
 import os, time, signal
 import tiny

@@ -159,8 +159,9 @@ import sys, torch, grpo
 from config import parse_config
 from distributed import Phases, end_distributed, init_distributed
 
-argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8"
-cfg = parse_config([*argv.split(), "--train-regions", "E1,E2,E3", "--output", sys.argv[1] + "/run"])
+argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8 "
+argv += "--group-size 8 --epochs 4 --train-regions E1,E2,E3"
+cfg = parse_config([*argv.split(), "--output", sys.argv[1] + "/run"])
 phases = Phases(10)
 run, _ = grpo.set_up(cfg, init_distributed(5), phases)
 seen, update = {}, grpo.update
@@ -210,7 +211,8 @@ def short_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "id"
     done = torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --sampler transformers".split(),
+        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *["--sampler", "transformers"],
         "--output",
         directory,
     )
@@ -256,7 +258,8 @@ def test_the_same_command_gives_the_same_run(short_run, tmp_path):
     directory, _ = short_run
     torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --sampler transformers".split(),
+        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *["--sampler", "transformers"],
         "--output",
         tmp_path / "again",
     )
@@ -320,7 +323,8 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
 def test_other_ways_to_steer_entropy(flags, tmp_path):
     torchrun(
         "grpo.py",
-        *"--preset tiny --total-steps 3 --prompts-per-step 8 --sampler transformers".split(),
+        *"--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *["--sampler", "transformers"],
         *flags,
         "--output",
         tmp_path / "run",
