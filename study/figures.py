@@ -214,7 +214,7 @@ def draw_paper(studies: dict[str, Runs], out: Path) -> None:
     labels = {"static": "vanilla", "clip-higher": "clip_higher", "id": "id", "did": "did", "od": "od"}
     for label, column in labels.items():
         entropy = [float(row[f"entropy_{column}"]) for row in paper]
-        axes[0].plot([int(row["step"]) for row in paper], entropy, color=COLORS.get(label, "#666666"), label=label, linewidth=1.5)
+        axes[0].plot([int(row["step"]) for row in paper], entropy, color=COLORS[label], label=label, linewidth=1.5)
     axes[0].set(title="the paper, 7B (one run each)", xlabel="step", ylabel="entropy (nats)", ylim=(0, None))
     axes[0].grid(alpha=0.3)
     axes[0].legend(fontsize=8)
