@@ -258,12 +258,15 @@ def farewell(cfg: Config, directory: Path) -> str:
     beside = references(cfg)
     plot_runs([directory], directory / "curves.png", beside)
     run = read_metrics(directory)
-    story = f"entropy {entropy_in_words(run['entropy'])} nats"
+    entropy, half = run["entropy"], len(run["entropy"]) // 2
+    middle = entropy[max(0, half - half // 10) : half + half // 10 + 1]  # a tenth of the run
+    story = f"entropy {entropy_in_words(entropy)} nats, and was {np.mean(middle):.2f} at half-time"
     if static := beside.get("static"):
         ends = [line["final"]["entropy"] for line in static]
         start = np.mean([line["h_init"] for line in static])
+        then = np.mean([np.interp(half, line["curves"]["step"], line["curves"]["entropy"]) for line in static])
         story += (
-            f"; static GRPO goes from {start:.2f} to {np.mean(ends):.2f} "
+            f"; static GRPO goes from {start:.2f} over {then:.2f} to {np.mean(ends):.2f} "
             f"({min(ends):.2f} to {max(ends):.2f} over {len(ends)} seeds)"
         )
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
