@@ -21,8 +21,8 @@ Line = tuple[float, float]  # (slope α, intercept β) of ε(p) = αp + β
 
 EPS: Line = (0.0, 0.2)  # ε: the constant threshold of PPO and GRPO
 CLIP_HIGHER: Line = (0.0, 0.28)  # the upper threshold of DAPO's clip-higher
-U: Line = (-0.25, 0.5)  # the dynamic upper threshold: rare tokens may grow further than likely ones, so entropy rises
-M: Line = (-0.13, 0.3)  # the dynamic lower threshold: rare tokens may shrink further than likely ones, so entropy falls
+U: Line = (-0.25, 0.5)  # the dynamic upper threshold: rare tokens may grow further than likely ones
+M: Line = (-0.13, 0.3)  # the dynamic lower threshold: rare tokens may shrink further than likely ones
 
 MAX_LOG_RATIO = 20.0  # e^20 lies far outside any clip range, and it is finite in every dtype
 
@@ -37,15 +37,13 @@ def threshold(p: torch.Tensor, line: Line) -> torch.Tensor:
 
 
 def upper_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The largest ratio that is not clipped, given the *old* probability: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α
-    p_old)."""
+    """The largest ratio that is not clipped, from p_old: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
     slope, intercept = line
     return (1 + intercept) / (1 - slope * p_old)
 
 
 def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The smallest ratio that is not clipped, given the *old* probability: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α
-    p_old)."""
+    """The smallest ratio that is not clipped, from p_old: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α p_old)."""
     slope, intercept = line
     return (1 - intercept) / (1 + slope * p_old)
 
@@ -59,15 +57,7 @@ def log_ratio_and_ratio(old_logp: torch.Tensor, logp: torch.Tensor, response_mas
     return log_ratio, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def masked_loss(
-    loss: torch.Tensor,
-    old_logp: torch.Tensor,
-    response_mask: torch.Tensor,
-    log_ratio: torch.Tensor,
-    ratio: torch.Tensor,
-    clip_high: torch.Tensor,
-    clip_low: torch.Tensor,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def masked_loss(loss, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low):
     """The loss of each token, 0 where it is masked out, and the sums that `clipped_surrogate` describes."""
     clip_high, clip_low = response_mask & clip_high, response_mask & clip_low
     p_old = torch.where(response_mask, old_logp, 0.0).exp()
@@ -101,12 +91,16 @@ def clipped_surrogate(
         clip_low        tokens whose gradient is cut because Â < 0 and r is below the lower bound
         clip_high_p     the sum of p_old over the former, so that clip_high_p / clip_high is their mean probability
         clip_low_p      the sum of p_old over the latter
-        kl              the k3 estimate of KL(π_old ‖ π_θ), in nats
+        kl              r − 1 − ln r, whose mean estimates KL(π_old ‖ π_θ) in nats and is never negative ("k3")
         ratio_clamped   tokens with |log r| > MAX_LOG_RATIO
     """
-    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
     p = torch.where(response_mask, logp.detach(), 0.0).exp()  # detached: a bound is a number, not a path for gradient
-    low, high = 1 - threshold(p, lower), 1 + threshold(p, upper)
+    return clipped_at(1 - threshold(p, lower), 1 + threshold(p, upper), old_logp, logp, advantages, response_mask)
+
+
+def clipped_at(low, high, old_logp, logp, advantages, response_mask):
+    """The same for any bounds of the ratio, [N] each and without gradient."""
+    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
     clip_high, clip_low = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low)
@@ -120,12 +114,10 @@ def token_term(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
     return logp.exp() * (logp + entropy)
 
 
-def entropy_change(
-    logp: torch.Tensor, entropy: torch.Tensor, mean_f: torch.Tensor, advantages: torch.Tensor
-) -> torch.Tensor:
-    """−Â [f(a) − B], the inner product ⟨∇_z L, ∇_z H⟩ at r = 1, where `mean_f` is B = E_{x~p}[f(x)].
+def entropy_change(logp, entropy, mean_f, advantages) -> torch.Tensor:
+    """−Â [f(a) − B], the inner product ⟨∇_z L, ∇_z H⟩ at r = 1, where `mean_f` is B = E_{x~π}[f(x)].
 
-    It is the first-order change of H, in nats, per unit of a gradient step on the logits of this one state. If it is
+    It is the first-order change of H, in nats, per unit of a gradient step on the logits z of this one state. If it is
     positive, the token pushes entropy up. A network shares its parameters between states, so there it is a tendency.
     """
     return -advantages * (token_term(logp, entropy) - mean_f)

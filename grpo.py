@@ -9,7 +9,7 @@ One step k of T, which is `training_step` below:
     1  take prompts, sample G responses to each                        rollout.py, sample.py
     2  reward each response 0 or 1                                     rewards.py
     3  advantages: Â = (R − mean) / std within each group              `group_advantages`
-    4  ln π_old, entropy H and B of every response token               `old_stats`, logprobs.py
+    4  ln π_old, entropy H and mean term B of every response token     `old_stats`, logprobs.py
     5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py
     6  several optimizer steps on the clipped surrogate                `update`, clipping.py
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
@@ -17,7 +17,8 @@ One step k of T, which is `training_step` below:
 Compared with PPO there is no critic, no KL term and no entropy bonus, and the clip thresholds move. With `--schedule
 static` it is GRPO. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So mini-batches,
 their plan over ranks and all rollout metrics are computed alike everywhere, and the result does not depend on the
-number of ranks or on the size of a micro-batch. Shapes: R rows (responses), N response tokens in all of them.
+number of ranks or on the size of a micro-batch. Shapes: R rows (responses), N response tokens in all of them. Where a
+docstring says "a collective", every rank has to call the function.
 """
 
 import math
@@ -35,7 +36,7 @@ from clipping import Line, region_masks
 from config import Config, parse_config
 from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from logprobs import TokenStats, token_logp_and_entropy, token_stats
-from metrics import Logger, region_metrics
+from metrics import SUMS, Logger, clip_metrics, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
 from policy import Policy, full_tensor, not_finite
 from rollout import (
@@ -76,15 +77,15 @@ def training_step(run: Run, step: int) -> dict:
     require_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, old_logp=old.logp, entropy=old.entropy)
     mismatch = check_sampler(old.logp, rollouts.sampler_logp, policy.compute_dtype, cfg.check_sync)
 
-    # 5: the two thresholds of this step, and the number that an objective with a controller needs
+    # 5: the two thresholds of this step, and what the controller says, if the objective has one
     entropy = old.entropy.double().mean().item()  # nats per token
     upper, lower = run.schedule(step, entropy)
-    number = run.controller(step, entropy) if run.controller else cfg.entropy_coef
+    control = run.controller(step, entropy) if run.controller else cfg.entropy_coef
 
     # 6: optimizer steps on the clipped surrogate
     for group in run.optimizer.param_groups:
         group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
-    batch = make_batch(cfg, rollouts, old, advantages, number, step)
+    batch = make_batch(cfg, rollouts, old, advantages, control, step)
     with phases("update"):
         update_report = update(
             policy,
@@ -113,7 +114,7 @@ def training_step(run: Run, step: int) -> dict:
         "upper": upper,
         "lower": lower,
         "target": run.controller.target(step, run.controller.h_init) if run.controller else None,
-        "controller": number if run.controller else None,
+        "controller": control if run.controller else None,
         "schedule_state": run.schedule.state_dict(),
         **region_metrics(old, advantages),
         "n_tokens": len(advantages),
@@ -157,21 +158,19 @@ class Batch:
     old_logp: torch.Tensor
     advantages: torch.Tensor
     loss_mask: torch.Tensor  # bool, the tokens that the loss is averaged over
-    weights: (
-        torch.Tensor
-    )  # each multiplies a token's loss; a token of weight 0 is not trained, and not counted as clipped
+    weights: torch.Tensor  # each multiplies a token's loss; a token of weight 0 is not trained, nor counted as clipped
     coef: torch.Tensor  # see `objectives.prepare_objective`
     importance: torch.Tensor  # the importance weights, which are contained in `weights`
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
 
 def make_batch(
-    cfg: Config, rollouts: Rollouts, old: TokenStats, advantages: torch.Tensor, number: float, step: int
+    cfg: Config, rollouts: Rollouts, old: TokenStats, advantages: torch.Tensor, control: float, step: int
 ) -> Batch:
     """Everything about this step's tokens that does not change while the policy is updated."""
     loss_mask = rollouts.per_token(rollouts.finished | (not cfg.mask_truncated))
     generator = torch.Generator().manual_seed(seed_of(cfg.seed, step, "objective"))
-    weights, coef = prepare_objective(cfg.objective, old, advantages, loss_mask, number, generator)
+    weights, coef = prepare_objective(cfg.objective, old, advantages, loss_mask, control, generator)
     importance = torch.ones_like(old.logp)
     if cfg.is_correction == "token":
         importance = importance_weights(old.logp, rollouts.sampler_logp, cfg.is_cap)
@@ -180,9 +179,6 @@ def make_batch(
         weights = weights * masks[regions].any(0)
     surprising = masks[1] | masks[3]
     return Batch(rollouts, old.logp, advantages, loss_mask, weights * importance, coef, importance, surprising)
-
-
-SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
 
 
 def update(
@@ -204,9 +200,7 @@ def update(
     counted; one more raises FloatingPointError on every rank."""
     rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.device, batch.rollouts
     totals, grad_norms, bad_steps = torch.zeros(len(SUMS), dtype=torch.float64, device=device), [], 0
-    places = torch.arange(len(batch.old_logp)).split(
-        rollouts.lengths.tolist()
-    )  # where each row's tokens are among the N
+    places = torch.arange(len(batch.old_logp)).split(rollouts.lengths.tolist())  # of each row's tokens among the N
     logp_function = token_logp_and_entropy if cfg.objective in NEEDS_ENTROPY else None
 
     for epoch in range(cfg.epochs):
@@ -250,14 +244,8 @@ def update(
             optimizer.zero_grad()
 
     dist.all_reduce(totals)  # sums and counts together, divided once
-    total = dict(zip(SUMS, totals.tolist()))
-    tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
     return {
-        "clip_frac_high": total["clip_high"] / tokens,
-        "clip_frac_low": total["clip_low"] / tokens,
-        "clipped": {name: total[name] / (high if "high" in name else low) for name in SUMS[3:7]},
-        "kl": total["kl"] / tokens,
-        "ratio_clamped": int(total["ratio_clamped"]),
+        **clip_metrics(dict(zip(SUMS, totals.tolist()))),
         "grad_norm": sum(grad_norms) / max(1, len(grad_norms)),
         "bad_steps": bad_steps,
     }

@@ -43,13 +43,7 @@ def _clamp(log_p: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def token_stats(
-    hidden: torch.Tensor,
-    tokens: torch.Tensor,
-    head: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> TokenStats:
+def token_stats(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK) -> TokenStats:
     """ln π(a|s), H and B of N tokens in one pass, without gradient."""
     chunks = []
     for h, a in zip(hidden.split(chunk), tokens.split(chunk)):
@@ -105,24 +99,12 @@ class _TokenLogp(torch.autograd.Function):
         return grad_hidden, None, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 
-def token_logp(
-    hidden: torch.Tensor,
-    tokens: torch.Tensor,
-    head: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> torch.Tensor:
+def token_logp(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK) -> torch.Tensor:
     """ln π(a|s) [N], with gradient to `hidden` and `head`. It keeps N numbers for the backward pass."""
     return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, False)[0]
 
 
-def token_logp_and_entropy(
-    hidden: torch.Tensor,
-    tokens: torch.Tensor,
-    head: torch.Tensor | None = None,
-    temperature: float = 1.0,
-    chunk: int = CHUNK,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def token_logp_and_entropy(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK):
     """(ln π(a|s), H), both [N] and with gradient, as an entropy bonus needs them. The memory is that of `token_logp`,
     and one more chunk in the backward pass."""
     return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, True)

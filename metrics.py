@@ -17,16 +17,16 @@ on all ranks. Entropies and log-probabilities are in nats.
     clip_frac_high             share of the tokens whose gradient was cut at the upper bound, over all optimizer steps
     clip_frac_low              the same at the lower bound
     clipped                    of the clipped tokens, above and below: their mean p_old, and their share in E2 or E4
-    kl                         k3 estimate of KL(π_old ‖ π_θ), over all optimizer steps
+    kl                         estimate of KL(π_old ‖ π_θ), the mean of r − 1 − ln r, over all optimizer steps
     ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
     grad_norm                  mean gradient norm before it was scaled down
     bad_steps                  optimizer steps that were left out because their gradient was not finite
-    sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: k3 estimate of KL(π_sampler ‖ π_old)
+    sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: estimate of KL(π_sampler ‖ π_old), as above
     importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
     lr                         learning rate
     upper, lower               this step's thresholds ε(p) = αp + β, as [α, β]
     target                     the entropy that the controller was asked for; null without a controller
-    controller                 the number that it returned (track: the gain u); null without a controller
+    controller                 what the controller returned (track: the gain u); null without one
     schedule_state             what the schedule remembers (od: whether it raises entropy, and H_init)
     regions_rule               share of the tokens in E1 … E4 by the paper's rule; the rest has Â = 0
     regions_exact              the same by the exact boundary f(a) = B
@@ -69,6 +69,21 @@ def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
         "regions_rule": dict(zip(REGIONS, (rule.sum(1).double() / n).tolist())),
         "regions_exact": dict(zip(REGIONS, (exact.sum(1).double() / n).tolist())),
         "predicted_entropy_change": dict(zip(REGIONS, ((rule * change.double()).sum(1) / n).tolist())),
+    }
+
+
+SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
+
+
+def clip_metrics(total: dict[str, float]) -> dict:
+    """What an update did to its tokens, from the sums of `clipping.clipped_surrogate` over all of it, on all ranks."""
+    tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
+    return {
+        "clip_frac_high": total["clip_high"] / tokens,
+        "clip_frac_low": total["clip_low"] / tokens,
+        "clipped": {name: total[name] / (high if "high" in name else low) for name in SUMS[3:7]},
+        "kl": total["kl"] / tokens,
+        "ratio_clamped": int(total["ratio_clamped"]),
     }
 
 

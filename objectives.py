@@ -15,6 +15,7 @@ import torch
 
 from clipping import (
     Line,
+    clipped_at,
     clipped_surrogate,
     log_ratio_and_ratio,
     masked_loss,
@@ -25,31 +26,27 @@ from clipping import (
 from logprobs import TokenStats
 
 
-def prepare_objective(
-    objective: str,
-    old: TokenStats,  # ln π_old, H and B of the rollout batch's N tokens
-    advantages: torch.Tensor,  # [N]
-    loss_mask: torch.Tensor,  # bool [N], the tokens that the loss is averaged over
-    number: float,  # the controller's number of this step, or --entropy-coef
-    generator: torch.Generator,  # draws Clip-Cov's tokens
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(weights, coef), both float32 [N]."""
+def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, control: float, generator):
+    """(weights, coef), both float32 [N], of a rollout batch of N tokens.
+
+    `old` has ln π_old, H and B. `loss_mask` [N] marks the tokens that the loss is averaged over. `control` is what the
+    controller returned at this step, or --entropy-coef. The torch.Generator `generator` draws Clip-Cov's tokens."""
     weights, coef = torch.ones_like(old.logp), torch.zeros_like(old.logp)
     match objective:
         case "track":
-            weights = region_gains(region_masks(old.logp, old.entropy, advantages), number)
+            weights = region_gains(region_masks(old.logp, old.entropy, advantages), control)
         case "entropy-bonus" | "adaptive-bonus":
-            coef = torch.full_like(old.logp, number)
+            coef = torch.full_like(old.logp, control)
         case "entropic":
-            coef = number * confident_share(old.logp, loss_mask)
+            coef = control * confident_share(old.logp, loss_mask)
         case "clip-cov":
             weights = clip_cov_weights(old.logp, advantages, loss_mask, generator)
         case "kl-cov":
             coef = kl_cov_coef(old.logp, advantages, loss_mask)
-        case "entrocraft":  # number: −1 lowers entropy, 1 raises it
-            weights = (advantages * number <= 0).float()
+        case "entrocraft":  # control: −1 lowers entropy, 1 raises it
+            weights = (advantages * control <= 0).float()
         case "stare":
-            weights = torch.where((advantages > 0) & top_share(-old.logp, loss_mask, 0.1), number, weights)
+            weights = torch.where((advantages > 0) & top_share(-old.logp, loss_mask, 0.1), control, weights)
         case "top-entropy":
             weights = top_share(old.entropy, loss_mask, 0.2).float()
         case "nsr" | "w-reinforce":
@@ -57,17 +54,7 @@ def prepare_objective(
     return weights, coef
 
 
-def token_loss(
-    objective: str,
-    old_logp: torch.Tensor,
-    logp: torch.Tensor,
-    advantages: torch.Tensor,
-    response_mask: torch.Tensor,
-    upper: Line,
-    lower: Line,
-    coef: torch.Tensor,
-    entropy: torch.Tensor | None,
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
     """(loss [N], sums) of `objective`, as `clipped_surrogate` returns them. `coef` [N] is `prepare_objective`'s.
     `entropy` [N] is that of the *current* policy, with gradient, for the objectives in NEEDS_ENTROPY, and None for
     others."""
@@ -106,11 +93,11 @@ def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line
 
 
 # ----------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv 2505.22617
-# cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall, as ΔH ≈ −η
-# Cov(ln π, π Â). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken among those with cov
-# in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B) with the
-# largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those that clipping has
-# stopped already.
+# cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall: a step η changes
+# it by about −η Cov(ln π, π Â). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken among
+# those with cov in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B)
+# with the largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those that
+# clipping has stopped already.
 
 
 def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -147,7 +134,8 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
 
 # ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
 # Inside the bounds it is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r < 1 − ε it
-# is β₁ (1 − ε)/sg(r) · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/sg(r) · r Â. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
+# is β₁ (1 − ε)/r₀ · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/r₀ · r Â, where r₀ is r as a number without gradient.
+# β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
 
 
 def ce_gppo(
@@ -180,17 +168,16 @@ def dcpo_bounds(p_old: torch.Tensor, low: float = 0.16, high: float = 0.2) -> tu
     return 0.5 + 0.5 * root, (0.5 + 0.5 * (1 + 4 * high / p_old).sqrt()).clamp(max=10)
 
 
-def clipped_at(bounds):
-    """PPO's clip at `bounds(p_old)`, in the place of the schedule's thresholds, which are not used."""
+def dppo_tv(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
+    """PPO's clip at DPPO-TV's bounds. The thresholds are not used."""
+    p_old = torch.where(response_mask, old_logp, 0.0).exp()
+    return clipped_at(*dppo_bounds(p_old), old_logp, logp, advantages, response_mask)
 
-    def loss(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
-        log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
-        low, high = bounds(torch.where(response_mask, old_logp, 0.0).exp())
-        surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-        above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
-        return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, above, below)
 
-    return loss
+def dcpo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
+    """PPO's clip at DCPO's bounds. The thresholds are not used."""
+    p_old = torch.where(response_mask, old_logp, 0.0).exp()
+    return clipped_at(*dcpo_bounds(p_old), old_logp, logp, advantages, response_mask)
 
 
 # -------------------------------------------------------------------- GRPO on chosen tokens, see `prepare_objective`
@@ -216,8 +203,8 @@ LOSSES = {
     "clip-cov": clipped_surrogate,
     "kl-cov": kl_cov,
     "ce-gppo": ce_gppo,
-    "dppo-tv": clipped_at(dppo_bounds),
-    "dcpo": clipped_at(dcpo_bounds),
+    "dppo-tv": dppo_tv,
+    "dcpo": dcpo,
     "entrocraft": clipped_surrogate,
     "stare": clipped_surrogate,
     "top-entropy": clipped_surrogate,

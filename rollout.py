@@ -183,7 +183,7 @@ def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: 
 
 def sampler_mismatch(old_logp: torch.Tensor, sampler_logp: torch.Tensor) -> dict[str, float]:
     """How far the trainer is from the policy that really sampled, over the sampled tokens [N]: |ln π_old − ln
-    π_sampler|, mean and max (nats), and the k3 estimate of KL(π_sampler ‖ π_old). Float32 on both sides gives about
+    π_sampler|, mean and max (nats), and an estimate of KL(π_sampler ‖ π_old). Float32 on both sides gives about
     1e-6, bf16 1e-2."""
     log_ratio = (old_logp - sampler_logp).double()
     return {

@@ -1,5 +1,4 @@
-"""Schedules of the clip thresholds over training: static, clip-higher, U, M, ID, DID and OD (arXiv 2602.09782, section
-4).
+"""Schedules of the clip thresholds over training (arXiv 2602.09782, section 4).
 
 A schedule answers one question, once per step k = 0 … T−1: which two lines ε(p) = αp + β clip the ratio, above and
 below?
@@ -7,6 +6,9 @@ below?
     schedule = make_schedule("id", total_steps=400)
     upper, lower = schedule(step, entropy)     # `entropy`: this step's mean, in nats; only od looks at it
     state = schedule.state_dict()              # small and JSON-able; od has to be restored with it on resume
+
+The first phase is the share φ of the run, the paper's ½. There λ = 1 − 2k/T falls from 1 to 0 in the first phase and
+from 0 to −1 in the second; for another φ it falls as straight. ε, U and M are the lines of clipping.py.
 
 | schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
 |-------------|------------------------------------|-------------------------------------|
@@ -22,8 +24,7 @@ below?
 | od          | U ; ε while it raises entropy and ε ; M while it lowers it, as the measured entropy says |
 
 upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
-and ID without its second phase. At the paper's φ = 1/2, λ = 1 − 2k/T falls from 1 to 0 in the first phase and from 0 to
-−1 in the second.
+and ID without its second phase.
 """
 
 import math
@@ -95,8 +96,8 @@ class OD:
     """Oscillatory decay: raise entropy once it is down at τ_low, and lower it once it is above τ_high.
 
         τ_low = ratio · H_init        τ_high(k) = τ_low + (H_init − τ_low)(1 − k/T)
-        s_k = 1 if H_k ≤ τ_low;  0 if H_k > τ_high(k);  otherwise s_{k−1}.    s_{−1} = 0
-        s = 1 raises: U above, ε below        s = 0 lowers: ε above, M below
+        H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: as at step k − 1, and at first lower
+        raise: U above, ε below        lower: ε above, M below
 
     At k = T the two levels meet. H_init is the first step's entropy unless it is given. The paper states the ratio 0.2;
     its plot turns at a higher one, so both are options.

@@ -141,17 +141,17 @@ def plain_stats(hidden, tokens, head):
     return log_p.gather(-1, tokens[:, None]).squeeze(-1), entropy, (p.square() * (log_p + entropy[:, None])).sum(-1)
 
 
-def trl_logp(hidden, tokens, head):
-    from trl.trainer.utils import selective_log_softmax
-
-    return selective_log_softmax(F.linear(hidden, head).float(), tokens)
-
-
 def trl_stats(hidden, tokens, head):
-    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
+    """(ln π, H) by the fused head of TRL's GRPOTrainer, which it computes whether it trains or not."""
+    from trl.kernels import ChunkedLogProbFunction
+    from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-    logits = F.linear(hidden, head).float()
-    return selective_log_softmax(logits, tokens), entropy_from_logits(logits)
+    chunk = _CHUNKED_LOGPROB_CHUNK_SIZE
+    return ChunkedLogProbFunction.apply(hidden, head, None, tokens, 1.0, chunk, None, 1.0, ("entropy",))[:2]
+
+
+def trl_logp(hidden, tokens, head):
+    return trl_stats(hidden, tokens, head)[0]
 
 
 def logits_once(

@@ -13,16 +13,17 @@ lines. The runs of a pretrained model are made only by --only words: one seed, h
 
 import argparse
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
 import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from config import REGIONS
@@ -30,7 +31,7 @@ from controllers import CONTROLLERS, TARGETS, Target
 from metrics import read_lines
 from objectives import LOSSES
 from schedules import SCHEDULES
-from study import figures
+from study import figures, softmax
 
 RESULTS = Path(__file__).parent / "results"
 POINTS = 60  # of a thinned curve
@@ -42,7 +43,9 @@ CURVES = (
     "pass@32",
     "clip_frac_high",
     "clip_frac_low",
-    "clip_frac_high_E2",
+    "measured_entropy",
+    "predicted",
+    "entropy_change",
     "target",
     "controller",
 )
@@ -104,6 +107,8 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
     measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
     error = {t: (entropy - [Target(t, n)(k, entropy[0]) for k in range(n)]) / entropy[0] for t in TARGETS}
     pairs = np.array([predicted[: len(measured)], measured])
+    for line, change in zip(lines, predicted):
+        line["predicted"] = change
     edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)
     last = lines[-max(1, n // 20) :]
 
@@ -125,6 +130,7 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
         },
         "correct_mean": float(np.mean([line["correct"] for line in lines])),
         **tracking_errors(lines),
+        "clipped": mean_clipped(lines),
         "prediction": {
             "correlation": float(np.corrcoef(pairs)[0, 1]),
             "same_sign": float(np.mean(np.prod(pairs, 0) > 0)),
@@ -145,6 +151,16 @@ def tracking_errors(lines: list[dict]) -> dict[str, float]:
     return {name: float(np.abs(entropy - target).mean() / target[0]) for name, entropy in found.items()}
 
 
+def mean_clipped(lines: list[dict]) -> dict[str, float]:
+    """The mean over all clipped tokens of a run of what metrics.jsonl calls `clipped`; 0 where none was clipped."""
+    means = {}
+    for name in lines[0].get("clipped", {}):
+        weights = np.array([line["clip_frac_high" if "high" in name else "clip_frac_low"] for line in lines])
+        values = np.array([line["clipped"][name] for line in lines])
+        means[name] = float(values @ weights / max(weights.sum(), 1e-12))
+    return means
+
+
 def measure_model(model: Path, out: Path) -> dict:
     """{"correct", "pass@8", "pass@32"} of a model on the built-in task: 32 samples at temperature 1 for each held-out
     problem."""
@@ -155,9 +171,8 @@ def measure_model(model: Path, out: Path) -> dict:
     return {"correct": mean["avg"], "pass@8": mean["pass@8"], "pass@32": mean["pass@32"]}
 
 
-def python(argv: list[str]) -> str:
-    """Runs this Python with one thread, returns what it printed. Raises RuntimeError with the end of its output if it
-    fails."""
+def python(argv: list[str]) -> None:
+    """Runs this Python with one thread. Raises RuntimeError with the end of its output if it fails."""
     done = subprocess.run(
         [sys.executable, *([] if argv[0].endswith(".py") else ["-m"]), *argv],
         capture_output=True,
@@ -166,14 +181,32 @@ def python(argv: list[str]) -> str:
     )
     if done.returncode:
         raise RuntimeError(f"{shlex.join(argv)} ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return done.stdout
+
+
+def make_run(experiment: str, label: str, seed: int, command: str, out: Path) -> dict:
+    """The line of one run, whose own files go to the directory `out`. It is called in a process of its own."""
+    program, *flags = shlex.split(command)
+    flags += ["--seed", str(seed), "--output", str(out)]
+    shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
+    if program == "study.softmax":  # without the seconds that a new process needs for its imports
+        torch.set_num_threads(1)
+        lines = list(softmax.run(softmax.parse(flags)))
+    else:
+        python([program, *flags])
+        lines = read_lines(out / "metrics.jsonl")
+    trained = label if "regions" in experiment else ",".join(REGIONS)
+    line = {"label": label, "seed": seed, "command": command}
+    line |= summarize(lines, trained, "--objective track" in command)
+    if experiment == "tiny":
+        line["final"] |= measure_model(out / "model", out / "evaluation")
+    return line
 
 
 class Study:
     """The runs of all experiments and the lines they leave in `results`."""
 
     def __init__(self, results: Path, runs: Path, seeds: int, quick: bool):
-        self.results, self.runs, self.seeds, self.quick, self.lock = results, runs, seeds, quick, threading.Lock()
+        self.results, self.runs, self.seeds, self.quick = results, runs, seeds, quick
 
     def path(self, experiment: str) -> Path:
         return self.results / f"{experiment}.jsonl"
@@ -200,32 +233,28 @@ class Study:
         command = EXPERIMENTS[experiment][label]
         return f"{command} --total-steps {100 if 'study.softmax' in command else 10}" if self.quick else command
 
-    def run(self, experiment: str, label: str, seed: int) -> None:
-        command, out = self.command(experiment, label), self.runs / experiment / f"{label.replace(' ', '-')}-seed{seed}"
-        shutil.rmtree(out, ignore_errors=True)  # of an attempt that was interrupted
-        python([*shlex.split(command), "--seed", str(seed), "--output", str(out)])
-        trained = label if "regions" in experiment else ",".join(REGIONS)
-        line = {"label": label, "seed": seed, "command": command} | summarize(
-            read_lines(out / "metrics.jsonl"), trained, "--objective track" in command
-        )
-        if experiment == "tiny":
-            line["final"] |= measure_model(out / "model", out / "evaluation")
-        with self.lock, open(self.path(experiment), "a") as file:
-            file.write(json.dumps(line) + "\n")
-
     def run_all(self, experiments: list[str], jobs: int) -> None:
         """A run that fails is reported at the end; the others go on."""
         self.results.mkdir(parents=True, exist_ok=True)
         todo, failed = self.missing(experiments), []
         if any(experiment == "words" for experiment, *_ in todo) and not Path("runs/words-task/data.jsonl").exists():
             python(["study.words", "--output", "runs/words-task"])
-        with ThreadPoolExecutor(jobs) as pool, tqdm(total=len(todo), unit="run") as bar:
+        fresh = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
+        with ProcessPoolExecutor(jobs, fresh) as pool, tqdm(total=len(todo), unit="run") as bar:
+            futures = {}
+            for experiment, label, seed in todo:
+                out = self.runs / experiment / f"{label.replace(' ', '-')}-seed{seed}"
+                run = pool.submit(make_run, experiment, label, seed, self.command(experiment, label), out)
+                futures[run] = (experiment, label, seed)
             try:
-                for future in as_completed([pool.submit(self.run, *run) for run in todo]):
+                for run in as_completed(futures):
                     bar.update()
-                    if error := future.exception():
+                    if error := run.exception():
                         failed.append(error)
-                        bar.write(str(error))
+                        bar.write(f"{futures[run]}: {error!r}")
+                        continue
+                    with open(self.path(futures[run][0]), "a") as file:
+                        file.write(json.dumps(run.result()) + "\n")
             except KeyboardInterrupt:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

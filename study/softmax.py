@@ -35,12 +35,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from clipping import clipped_surrogate, region_masks
+from clipping import region_masks
 from config import REGIONS
 from controllers import CONTROLLERS, TARGETS, Target, Track
 from grpo import group_advantages
 from logprobs import token_stats
-from metrics import entropy_in_words, region_metrics
+from metrics import SUMS, clip_metrics, entropy_in_words, region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
 from schedules import SCHEDULES, make_schedule
 
@@ -154,9 +154,8 @@ def run(cfg: Settings):
 
     `entropy` is exact, over all contexts; schedules and controllers are given `measured_entropy`, that of the batch, as
     in the trainer. Beside the trainer's keys a line has `correct`, the chance of a correct response, and `pass@k`, that
-    of a correct one among k, both exact over all states; `clip_frac_high_E2`, the part of clip_frac_high that is in E2;
-    and `entropy_change`, measured on this step's contexts. Shapes: P prompts, G responses to each, L positions, V
-    tokens, N = P · G · L."""
+    of a correct one among k, both exact over all states; and `entropy_change`, measured on this step's contexts.
+    Shapes: P prompts, G responses to each, L positions, V tokens, N = P · G · L."""
     torch.manual_seed(cfg.seed)
     policy = SoftmaxPolicy(cfg)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
@@ -181,12 +180,12 @@ def run(cfg: Settings):
 
         entropy = old.entropy.double().mean().item()  # of this batch, as in the trainer
         upper, lower = schedule(step, entropy)
-        number = controller(step, entropy) if controller else cfg.entropy_coef
+        control = controller(step, entropy) if controller else cfg.entropy_coef
         everything = torch.ones_like(regions[0])
         generator = torch.default_generator
-        weights, coef = prepare_objective(cfg.objective, old, advantages, everything, number, generator)
+        weights, coef = prepare_objective(cfg.objective, old, advantages, everything, control, generator)
         mask = everything if cfg.train_regions == Settings.train_regions else regions[trained].any(0)
-        clip_high = clip_low = clip_high_e2 = 0
+        totals = dict.fromkeys(SUMS, 0)
         for _ in range(cfg.updates):
             log_p = policy(contexts).log_softmax(-1)  # [P, L, V]
             logp = log_p.gather(-1, tokens.mT).mT.flatten()  # [N]
@@ -194,16 +193,17 @@ def run(cfg: Settings):
             if cfg.objective in NEEDS_ENTROPY:
                 entropy_now = -(log_p.exp() * log_p).sum(-1)[:, None].expand(tokens.shape).flatten()
             counts = mask & (weights != 0)
-            loss, sums = token_loss(cfg.objective, old.logp, logp, advantages, counts, upper, lower, coef, entropy_now)
+            tokens_of = dict(old_logp=old.logp, logp=logp, advantages=advantages, upper=upper, lower=lower)
+            loss, sums = token_loss(cfg.objective, **tokens_of, response_mask=counts, coef=coef, entropy=entropy_now)
             optimizer.zero_grad()
             ((loss * weights).sum() / tokens.numel()).backward()
             optimizer.step()
-            _, e2_sums = clipped_surrogate(old.logp, logp.detach(), advantages, mask & regions[1], upper, lower)
-            clip_high, clip_low = clip_high + sums["clip_high"], clip_low + sums["clip_low"]
-            clip_high_e2 = clip_high_e2 + e2_sums["clip_high"]
+            rare = counts & (regions[1] | regions[3])
+            _, rare_sums = token_loss(cfg.objective, **tokens_of, response_mask=rare, coef=coef, entropy=entropy_now)
+            sums |= {"clip_high_E2": rare_sums["clip_high"], "clip_low_E4": rare_sums["clip_low"]}
+            totals = {name: totals[name] + sums[name].item() for name in SUMS}
 
         state_entropy, p_correct = exact(policy, cfg)
-        seen = cfg.updates * tokens.numel()
         yield {
             "step": step,
             "entropy": before.double().mean().item(),
@@ -211,14 +211,12 @@ def run(cfg: Settings):
             "reward": rewards.mean().item(),
             "correct": p_before.mean().item(),
             **{f"pass@{k}": (1 - (1 - p_before) ** k).mean().item() for k in (8, 32)},
-            "clip_frac_high": float(clip_high / seen),
-            "clip_frac_low": float(clip_low / seen),
-            "clip_frac_high_E2": float(clip_high_e2 / seen),
+            **clip_metrics(totals),
             "upper": upper,
             "lower": lower,
             "schedule_state": schedule.state_dict(),
             "target": controller.target(step, controller.h_init) if controller else None,
-            "controller": number if controller else None,
+            "controller": control if controller else None,
             **region_metrics(old, advantages),
             "entropy_change": (state_entropy - before)[states].double().mean().item(),
         }

@@ -64,7 +64,7 @@ def test_every_command_is_one_that_its_program_takes(experiment):
         {"study.softmax": softmax.parse, "grpo.py": parse_config}[program](flags)
 
 
-def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, capsys):
+def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(
         reproduce,
         "EXPERIMENTS",
@@ -78,7 +78,8 @@ def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, caps
     study = Study(tmp_path / "results", tmp_path / "runs", seeds=2, quick=True)
     with pytest.raises(SystemExit, match="2 of 4 runs failed"):
         study.run_all(["small"], jobs=2)
-    assert "--prompts must not exceed --states" in capsys.readouterr().out
+    told = capfd.readouterr()
+    assert "--prompts must not exceed --states" in told.err and "('small', 'broken', 1)" in told.out
     lines = read_lines(tmp_path / "results" / "small.jsonl")
     assert sorted((line["label"], line["seed"], line["steps"]) for line in lines) == [
         ("static", 0, 100),

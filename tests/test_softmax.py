@@ -89,10 +89,12 @@ def test_nothing_moves_without_learning_or_without_a_difference_of_rewards():
 
 def test_e2_is_a_part_of_the_clipped_tokens():
     lines = list(run(small(total_steps=20, updates=16, schedule="id")))
-    assert sum(line["clip_frac_high_E2"] for line in lines) > 0
-    assert all(line["clip_frac_high_E2"] <= line["clip_frac_high"] < 1 for line in lines)
+    assert sum(line["clip_frac_high"] for line in lines) > 0
+    assert all(0 <= share <= 1 for line in lines for share in line["clipped"].values())
+    assert any(0 < line["clipped"]["clip_high_E2"] < 1 for line in lines)
     only = list(run(small(total_steps=5, updates=16, train_regions="E2")))
-    assert all(line["clip_frac_high_E2"] == line["clip_frac_high"] and line["clip_frac_low"] == 0 for line in only)
+    above = [line["clipped"]["clip_high_E2"] for line in only if line["clip_frac_high"]]
+    assert above and set(above) == {1.0} and all(line["clip_frac_low"] == 0 for line in only)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
