@@ -33,15 +33,6 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 _USED = PROBLEM_COLUMNS + ANSWER_COLUMNS
 DEFAULT_CONFIGS = {"open-r1/DAPO-Math-17k-Processed": "en"}
-BENCHMARKS = {  # hub id, config, split; the paper does not say which AMC it used
-    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),  # 30 questions
-    "aime25": ("math-ai/aime25", None, "test"),  # 30
-    "amc23": ("math-ai/amc23", None, "test"),  # 40, of AMC 2023
-    "amc83": ("AI-MO/aimo-validation-amc", None, "train"),  # 83, of AMC 12 2022 and 2023
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),  # 500
-    "gsm8k": ("openai/gsm8k", "main", "test"),  # 1319
-    "olympiad": ("math-ai/olympiadbench", None, "test"),  # 675
-}
 _INSTRUCTIONS = [  # around the problems of DAPO, around its Chinese ones, and around benchmarks in its style
     r"^Solve the following math problem step by step\. The last line of your response should be of the form "
     r"(?:Answer: (?:\$Answer )?\(without quotes\)|\\boxed\{Answer\}) where (?:\$?Answer )?"
@@ -63,7 +54,7 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     a column, and for golds that rewards.py can't use, naming their rows."""
     if source == "tiny":
         return tiny.problems(tiny.TRAIN if split == "train" else tiny.EVAL, seed=0, split=split)
-    problems, bad = _read(source, source, split)
+    problems, bad = read_problems(source, source, split)
     if bad:
         raise ValueError(f"{source}: {len(bad)} rows can't be used; " + "; ".join(bad[:3]))
     if not problems:
@@ -71,29 +62,7 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     return problems
 
 
-def load_benchmark(spec: str) -> list[dict]:
-    """The questions of a benchmark, each once, in order: [{"problem", "answer"}].
-
-    `spec`: a name in BENCHMARKS, "tiny" (held-out problems of the built-in task), or NAME=PATH for a local file or
-    directory, as in `load_problems`, under any name. Questions whose gold rewards.py can't use, or whose rows disagree
-    on it, are left out: scored as wrong they would lower every model alike. A printed line says how many, and how many
-    rows are repeats. Raises ValueError if nothing is left, and for a name or file that can't be read."""
-    if spec == "tiny":
-        return load_problems("tiny", split="eval")
-    name, _, path = spec.partition("=")
-    if not path and name not in BENCHMARKS:
-        known = ", ".join(BENCHMARKS)
-        raise ValueError(f"there is no benchmark {spec!r}: give {known}, tiny, or NAME=PATH for a file of your own")
-    hub_id, config, split = BENCHMARKS.get(name, (None, None, "train"))
-    problems, bad = _read(name, path or hub_id, split, config)
-    if not problems:
-        raise ValueError(f"{name}: no question can be used; {bad[0] if bad else 'the rows disagree on their answers'}")
-    if bad:
-        print0(f"{name}: {len(bad)} questions left out; " + "; ".join(bad[:3]))
-    return problems
-
-
-def _read(name: str, source: str, split: str, config: str | None = None) -> tuple[list[dict], list[str]]:
+def read_problems(name: str, source: str, split: str, config: str | None = None) -> tuple[list[dict], list[str]]:
     """The problems that can be used, each once, and what is wrong with each row that cannot be. Says how many rows
     repeat a problem and how many problems have rows that disagree."""
     rows, total = {}, 0  # {(problem, answer): number of its first row}

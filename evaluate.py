@@ -38,14 +38,45 @@ from transformers.utils.logging import disable_progress_bar
 import rewards
 import tiny
 from checkpoint import lock
-from data import BENCHMARKS, data_hash, encode_prompt, load_benchmark
-from distributed import end_distributed, gather, init_distributed, seed_of
+from data import data_hash, encode_prompt, load_problems, read_problems
+from distributed import end_distributed, gather, init_distributed, print0, seed_of
 from metrics import plt
 from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
 
+BENCHMARKS = {  # hub id, config, split; the paper does not say which AMC it used
+    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),  # 30 questions
+    "aime25": ("math-ai/aime25", None, "test"),  # 30
+    "amc23": ("math-ai/amc23", None, "test"),  # 40, of AMC 2023
+    "amc83": ("AI-MO/aimo-validation-amc", None, "train"),  # 83, of AMC 12 2022 and 2023
+    "math500": ("HuggingFaceH4/MATH-500", None, "test"),  # 500
+    "gsm8k": ("openai/gsm8k", "main", "test"),  # 1319
+    "olympiad": ("math-ai/olympiadbench", None, "test"),  # 675
+}
 ROWS = 1024  # completions that a rank makes between two writes
 MAX_NEW_TOKENS = 4096  # by default, where the models' contexts have room for them
+
+
+def load_benchmark(spec: str) -> list[dict]:
+    """The questions of a benchmark, each once, in order: [{"problem", "answer"}].
+
+    `spec`: a name in BENCHMARKS, "tiny" (held-out problems of the built-in task), or NAME=PATH for a local file or
+    directory, as `data.load_problems` takes them, under any name. Questions whose gold rewards.py can't use, or whose
+    rows disagree on it, are left out: scored as wrong they would lower every model alike. A printed line says how many,
+    and how many rows are repeats. Raises ValueError if nothing is left, and for a name or file that can't be read."""
+    if spec == "tiny":
+        return load_problems("tiny", split="eval")
+    name, _, path = spec.partition("=")
+    if not path and name not in BENCHMARKS:
+        known = ", ".join(BENCHMARKS)
+        raise ValueError(f"there is no benchmark {spec!r}: give {known}, tiny, or NAME=PATH for a file of your own")
+    hub_id, config, split = BENCHMARKS.get(name, (None, None, "train"))
+    problems, bad = read_problems(name, path or hub_id, split, config)
+    if not problems:
+        raise ValueError(f"{name}: no question can be used; {bad[0] if bad else 'the rows disagree on their answers'}")
+    if bad:
+        print0(f"{name}: {len(bad)} questions left out; " + "; ".join(bad[:3]))
+    return problems
 
 
 def pass_at_k(n: int, correct: int, k: int) -> float:

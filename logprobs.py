@@ -15,7 +15,6 @@ Logits are turned into float32 before the softmax. bfloat16 would be wrong by a 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
 CHUNK = 256
 
@@ -26,15 +25,27 @@ class TokenStats(NamedTuple):
     mean_f: torch.Tensor  # [N] B = Σ_x p_x² (ln p_x + H) = E_{x~p}[f(x)], see `clipping.token_term`
 
 
+# bfloat16 products are not rounded before they are used: logits would be 0.01 nats off on average, and a sum of rounded
+# chunks would make the gradient depend on the size of the chunks.
+
+
 def _logits(hidden: torch.Tensor, head: torch.Tensor | None, temperature: float) -> torch.Tensor:
+    wide = torch.promote_types(hidden.dtype, torch.float32)
     if head is None:
-        logits = hidden
-    # not yet run: bf16 logits would be 0.01 nats off on average
-    elif hidden.is_cuda and hidden.dtype == torch.bfloat16:
-        logits = torch.mm(hidden, head.T, out_dtype=torch.float32)
+        logits = hidden.to(wide)
+    elif hidden.is_cuda and hidden.dtype == torch.bfloat16:  # not yet run
+        logits = torch.mm(hidden, head.T, out_dtype=wide)
     else:
-        logits = F.linear(hidden, head)
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+        logits = hidden.to(wide) @ head.T.to(wide)
+    return logits / temperature
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a @ b, in the dtype of `total`, without a second tensor of its size."""
+    if a.is_cuda and a.dtype == torch.bfloat16:  # not yet run
+        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
+    else:
+        total.addmm_(a.to(total.dtype), b.to(total.dtype))
 
 
 def _clamp(log_p: torch.Tensor) -> torch.Tensor:
@@ -80,7 +91,7 @@ class _TokenLogp(torch.autograd.Function):
     def backward(ctx, grad, grad_entropy):
         hidden, tokens, head, log_z, entropy = ctx.saved_tensors
         grad_hidden, grad_head = torch.empty_like(hidden), None
-        if ctx.needs_input_grad[2]:  # added up in float32: a bfloat16 sum over chunks would depend on the chunk size
+        if ctx.needs_input_grad[2]:
             grad_head = torch.zeros_like(head, dtype=torch.promote_types(head.dtype, torch.float32))
         for i in range(0, len(tokens), ctx.chunk):
             j = i + ctx.chunk
@@ -95,7 +106,7 @@ class _TokenLogp(torch.autograd.Function):
             d = d.to(hidden.dtype)
             grad_hidden[i:j] = d if head is None else d @ head
             if grad_head is not None:
-                grad_head += d.T @ hidden[i:j]
+                _add_product(grad_head, d.T, hidden[i:j])
         return grad_hidden, None, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 

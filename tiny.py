@@ -1,7 +1,5 @@
 r"""A task and a model small enough to watch entropy control work on a laptop: no network, no file, no GPU.
 
-    python tiny.py --output tiny-model       # warm start (about half a minute), then pass rate and entropy
-
 The task in one sentence: given a number of three digits, write any six characters and then a box with two digits, such
 that the sum of both numbers is divisible by none of 2, 3 and 5. To `347` the response `!"a(#!\boxed{20}` is correct,
 because of 367. About 27 of the 100 possible boxes are correct for each number, and the six characters are free.
@@ -14,20 +12,18 @@ The model starts as an imitation of Zipf's law: a few characters take most of th
 ones they are depends on the prompt.
 """
 
-import argparse
 import functools
 import hashlib
 import random
 import re
 import tempfile
-import time
 import zlib
 from pathlib import Path
 
 import torch
 from tokenizers import AddedToken, pre_tokenizers
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
 from rewards import Result
 
@@ -173,31 +169,3 @@ def ensure_model(cache_dir: str | Path = CACHE, seed: int = 0) -> Path:
             if not path.is_dir():  # it is there if another process was first
                 raise
     return path
-
-
-@torch.no_grad()
-def measure(path: str | Path, samples: int = 8) -> tuple[float, float]:
-    """Sample the whole eval split at temperature 1: (pass rate, entropy in nats per token)."""
-    tokenizer, model = AutoTokenizer.from_pretrained(path), AutoModelForCausalLM.from_pretrained(path)
-    tasks = problems(EVAL, seed=0, split="eval") * samples
-    prompts = tokenizer([task["problem"] for task in tasks], padding=True, return_tensors="pt")
-    torch.manual_seed(0)
-    out = model.generate(  # top_k: transformers' default is 50
-        **prompts, do_sample=True, top_k=0, max_new_tokens=16, return_dict_in_generate=True, output_scores=True
-    )
-    responses = out.sequences[:, prompts["input_ids"].shape[1] :]  # [N, T]
-    mask = responses != tokenizer.pad_token_id
-    entropy = torch.distributions.Categorical(logits=torch.stack(out.scores, dim=1)).entropy()  # [N, T]
-    results = score([task["answer"] for task in tasks], tokenizer.batch_decode(responses, skip_special_tokens=True))
-    return sum(result.reward for result in results) / len(results), entropy[mask].mean().item()
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Build the tiny model and measure it.")
-    parser.add_argument("--output", default="tiny-model", help="directory that holds the built models")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the weights and of the warm start")
-    args = parser.parse_args()
-    start = time.perf_counter()
-    path = ensure_model(args.output, args.seed)
-    print(f"{path}: ready in {time.perf_counter() - start:.0f} s")
-    print("pass rate {:.3f}, entropy {:.3f} nats per token".format(*measure(path)))

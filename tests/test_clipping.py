@@ -157,6 +157,20 @@ def test_forbidden_tokens_have_no_part_in_entropy():
     torch.testing.assert_close(logits.grad, torch.tensor([[*plain.grad[0].tolist(), 0.0], [0.0, 0.0, 0.0]]))
 
 
+@pytest.mark.parametrize("chunk", [1, 16, 512])
+def test_sums_over_chunks_are_in_float32(chunk):
+    """All terms of the head's gradient have one sign, so that a sum in bfloat16 would lose what is small beside it."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.rand(512, 8, generator=generator).bfloat16()
+    head = torch.randn(30, 8, generator=generator).bfloat16().requires_grad_()
+    tokens = torch.zeros(512, dtype=torch.int64)
+    token_logp(hidden, tokens, head, chunk=chunk).sum().backward()
+    p = (hidden.double() @ head.detach().double().T).softmax(-1)
+    exact = (torch.nn.functional.one_hot(tokens, 30) - p).T @ hidden.double()
+    # bfloat16 rounds twice, by 2^-8 at most: the terms 1[x = a] − p, and the result; float32 adds 512 · 2^-24 at most
+    torch.testing.assert_close(head.grad.double(), exact, rtol=2 * 2**-8 + 2**-14, atol=0)
+
+
 class LargestTensor(TorchDispatchMode):
     elements = 0
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import data
 import rewards
 import tiny
-from data import BOXED, batch_indices, encode_problems, encode_prompt, load_benchmark, load_problems
+from data import BOXED, batch_indices, encode_problems, encode_prompt, load_problems
+from evaluate import BENCHMARKS, load_benchmark
 
 FORM = "Solve the following math problem step by step. The last line of your response should be of the form "
 PREFIX = FORM + "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -342,7 +342,7 @@ def test_benchmarks_from_local_files(tmp_path, name):
 def test_benchmark_ids_splits_and_configs(tmp_path, monkeypatch):
     """Every benchmark by its name alone, from directories that stand in for the hub."""
     monkeypatch.chdir(tmp_path)
-    for name, (hub_id, config, split) in data.BENCHMARKS.items():
+    for name, (hub_id, config, split) in BENCHMARKS.items():
         write(tmp_path / hub_id / (config or "") / f"{split}.parquet", BENCHMARK_ROWS[name][0])
         if config:
             files = f"  data_files:\n  - split: {split}\n    path: {config}/*\n"
