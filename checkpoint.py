@@ -95,12 +95,13 @@ class Checkpointer:
         self.group = dist.new_group(
             backend="gloo"
         )  # of the writing thread, whose collectives must not mix with training's
-        self.pending, self.error = None, None
+        self.pending, self.error, self.last = None, None, 0  # last: the steps that the newest one has seen
 
     def begin(self, step: int, trainer: dict, obstacle: str | None = None) -> None:
         """Start to save the state after `step` steps; `trainer` is what is JSON-able of it. `obstacle`, on rank 0: why
         this checkpoint would be of no use."""
         self.finish()
+        self.last = step
         path = self.directory / f"step-{step:05d}.tmp"
         errors = [obstacle] if obstacle else []
         if dist.get_rank() == 0 and not obstacle:
@@ -161,6 +162,7 @@ class Checkpointer:
                 errors = [" ".join(f"{type(error).__name__}: {error}".split())[:300]]
             errors = gather(errors)
             if not errors:
+                self.last = trainer["step"]
                 return trainer
             damaged.append(f"{path} is damaged ({errors[0]})")
             print0(f"checkpoint: {damaged[-1]}; put aside, going back to the one before it", file=sys.stderr)

@@ -22,6 +22,7 @@ docstring says "a collective", every rank has to call the function.
 """
 
 import math
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
 from policy import Policy, full_tensor, not_finite
 from rollout import (
     FILLER,
+    RewardError,
     Rollouts,
     check_sampler,
     collate,
@@ -269,6 +271,8 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
         set_seed(seed_of(cfg.seed, "global", step, dist.get_rank()))  # for whatever draws from the global generators
         try:
             line = training_step(run, step)
+        except RewardError as error:
+            stop_early(run, logger, step, f"grpo.py: error: {error}; stopped", 2)
         except FloatingPointError as error:  # raised alike on every rank
             raise FloatingPointError(f"{error}; {save_evidence(run, step)}") from None
         logger.log(line | {"seconds": {**phases.seconds, "step": time.perf_counter() - start}})
@@ -278,7 +282,7 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
             with phases("save"):
                 run.checkpointer.begin(step + 1, trainer_state(run), obstacle=logger.flush())
         if signal_seen and step + 1 < cfg.total_steps:
-            stop_early(run, logger, step + 1, signal_seen)
+            stop_early(run, logger, step + 1, f"stopped by {signal.Signals(signal_seen).name}", 128 + signal_seen)
     finish(run, logger)
 
 

@@ -4,6 +4,7 @@ A *row* is one response with its prompt. Every rank holds all rows of the batch.
 of micro-batches and take its own part of it, and no rank ever waits in a collective that another one skips.
 """
 
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,6 +24,10 @@ SYNC_TOLERANCE = {
     torch.float32: 1e-4,
     torch.bfloat16: 0.05,
 }  # nats, mean |ln π_old − ln π_sampler|; sound are 1e-6, 1e-2
+
+
+class RewardError(RuntimeError):
+    """The reward function failed. Raised alike on every rank, before anything has changed."""
 
 
 class Row(NamedTuple):
@@ -80,6 +85,7 @@ def collect(
     With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n
     at most. If there are still too few, groups of equal rewards, which have no advantage, fill the batch up. `metrics`
     are over all responses, dropped ones too: among the kept ones about half would be right, whatever the policy is.
+    Raises RewardError.
     """
     sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
     rows, useful, attempts = [], [], 0
@@ -123,8 +129,14 @@ def sample_rows(
         answered = [(problem, c) for problem, group in zip(mine, groups, strict=True) for c in group]
         answered = my_share(answered, member, members)  # each neighbour scores and passes on its part
         texts = tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
-        results = reward([problem["answer"] for problem, _ in answered], texts)
+        try:
+            results, errors = reward([problem["answer"] for problem, _ in answered], texts), []
+        except Exception as error:  # whatever a user's function may raise, on this rank alone
+            results, errors = [], [f"{type(error).__name__}: {error}"]
+            traceback.print_exc()
     with phases("gather"):
+        if errors := gather(errors):
+            raise RewardError(f"--reward {cfg.reward}: {errors[0]}")
         return gather_rows(
             [
                 Row(

@@ -2,7 +2,6 @@
 wrong."""
 
 import os
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -159,14 +158,15 @@ def finish(run: Run, logger: Logger) -> None:
     end_distributed(run.sampler)
 
 
-def stop_early(run: Run, logger: Logger, steps: int, signal_seen: int) -> None:
-    """Ends the process after `steps` steps, whose checkpoint has begun, because of a signal. A collective."""
+def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -> None:
+    """Ends the process after `steps` steps, with a checkpoint of them. A collective."""
+    if run.checkpointer.last != steps:
+        run.checkpointer.begin(steps, trainer_state(run), obstacle=logger.flush())
     run.checkpointer.finish()
     logger.close()
-    name = signal.Signals(signal_seen).name
-    print0(f"stopped by {name} after {steps} steps; go on with --resume {run.directory}")
+    print0(f"{why} after {steps} steps; go on with --resume {run.directory}", file=sys.stderr)
     end_distributed(run.sampler)
-    sys.exit(128 + signal_seen)
+    sys.exit(exit_code)
 
 
 def save_evidence(run: Run, step: int) -> str:

