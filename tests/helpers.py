@@ -8,6 +8,16 @@ from pathlib import Path
 from config import PRESETS, Config
 
 HERE = Path(__file__).parent.parent  # the repository
+SMALL = dict(  # the size of a random model; `SMALL | dict(...)` for what a test needs to be different
+    vocab_size=100,
+    hidden_size=64,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=128,
+    dtype="float32",
+)
 
 
 def environment() -> dict[str, str]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import HERE, python, tiny_config, torchrun
+from helpers import HERE, SMALL, python, tiny_config, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 import tiny
@@ -42,20 +42,7 @@ def fixed_batch():
 
 def fixed_model(tied: bool) -> Qwen2ForCausalLM:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=100,
-            hidden_size=64,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=128,
-            tie_word_embeddings=tied,
-            initializer_range=0.1,
-            dtype="float32",
-        )
-    )
+    return Qwen2ForCausalLM(Qwen2Config(**SMALL, tie_word_embeddings=tied, initializer_range=0.1))
 
 
 UPDATE = dict(mini_batches=2, epochs=2, max_prompt_tokens=8, max_response_tokens=32, prompts_per_step=4, group_size=4)
@@ -272,19 +259,8 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
     """The paper preset on a random Qwen2.5-shaped model (vocabulary 151,936), a JSONL data set, every sampler that is
     installed here, truncated responses masked and the region experiment's flag."""
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
-            vocab_size=151_936,
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-            dtype="bfloat16",
-        )
-    )
+    size = SMALL | dict(vocab_size=151_936, intermediate_size=128, max_position_embeddings=512, dtype="bfloat16")
+    model = Qwen2ForCausalLM(Qwen2Config(**size, tie_word_embeddings=False))
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
     tiny.make_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "math.jsonl").write_text("".join(json.dumps(p) + "\n" for p in tiny.problems(16, seed=0)))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import python
+from helpers import SMALL, python
 from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     CohereConfig,
@@ -19,17 +19,7 @@ from logprobs import CHUNK, token_logp
 from policy import Policy, find_model, load_model, require_same
 from rollout import collate
 
-SIZE = dict(
-    vocab_size=90,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    max_position_embeddings=128,
-    initializer_range=0.3,
-    dtype="float32",
-)
+SIZE = SMALL | dict(vocab_size=90, hidden_size=32, intermediate_size=48, initializer_range=0.3)
 SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
 
 

