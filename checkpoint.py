@@ -1,7 +1,7 @@
 """A run's directory and its checkpoints, which survive a kill at any instant: written beside, renamed when whole.
 
 RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and optimizer state
-(torch.distributed.checkpoint, loads on any number of ranks) and trainer.json. Of random states there are none to save:
+(torch.distributed.checkpoint, loads on any number of ranks) and trainer.json. There is no random state to save:
 everything random is seeded by (seed, step, rank).
 """
 

@@ -10,6 +10,7 @@ Every function works on tensors of any shape, with one element per token. The no
     r       π_θ(a|s) / π_old(a|s), the ratio to the probability at rollout time
     Â       the advantage of the token
     H       the entropy of π(·|s), in nats
+    f(a)    p (ln p + H), the sampled token's own term in the gradient of H, and B = E_{x~π}[f(x)], its mean
     ε(p)    a threshold, always a line αp + β: the pair (α, β) is a `Line`. PPO's constant ε is the line (0, ε)
 
     J = E[ min( r Â,  clip(r, 1 − ε_low(p), 1 + ε_high(p)) Â ) ]
@@ -21,13 +22,13 @@ Line = tuple[float, float]  # (slope α, intercept β) of ε(p) = αp + β
 
 EPS: Line = (0.0, 0.2)  # ε: the constant threshold of PPO and GRPO
 CLIP_HIGHER: Line = (0.0, 0.28)  # the upper threshold of DAPO's clip-higher
-U: Line = (-0.25, 0.5)  # the dynamic upper threshold: rare tokens may grow further than likely ones
-M: Line = (-0.13, 0.3)  # the dynamic lower threshold: rare tokens may shrink further than likely ones
+U: Line = (-0.25, 0.5)  # the paper's H(p), the dynamic upper threshold: rare tokens may grow further than likely ones
+M: Line = (-0.13, 0.3)  # M(p), the dynamic lower threshold: rare tokens may shrink further than likely ones
 
-MAX_LOG_RATIO = 20.0  # e^20 lies far outside any clip range, and it is finite in every dtype
+MAX_LOG_RATIO = 20.0  # e^20 lies far above every bound that is a line in p, and it is finite in float32 and bfloat16
 
 
-# ------------------------------------------------------------------------------------- thresholds (paper, section 3)
+# ----------------------------------------------------------------------------------------------- the dynamic thresholds
 
 
 def threshold(p: torch.Tensor, line: Line) -> torch.Tensor:
@@ -48,11 +49,12 @@ def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
     return (1 - intercept) / (1 + slope * p_old)
 
 
-# ---------------------------------------------------------------------------------- the surrogate (paper, section 3)
+# -------------------------------------------------------------------------------------------------------- the surrogate
 
 
 def log_ratio_and_ratio(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
-    """(log r, r), both finite. A masked position may hold anything, NaN included, and r is clamped in log space."""
+    """(log r, r), which are 0 and 1 where masked: such a position may hold anything, NaN included. log r is clamped
+    before it becomes r, so r is finite."""
     log_ratio = torch.where(response_mask, logp - old_logp, 0.0)
     return log_ratio, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
@@ -81,7 +83,7 @@ def clipped_surrogate(
     upper: Line,  # ε_high(p), which binds where Â > 0
     lower: Line,  # ε_low(p), which binds where Â < 0
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The PPO-clip objective with thresholds that are lines in p (paper, section 3), as a loss to minimise.
+    """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise.
 
     Returns the loss of each token and *sums* over the tokens. The caller divides by its number of tokens, once, over
     all ranks. The sums add up over micro-batches and ranks, so that clip_frac_high = Σ clip_high / Σ tokens:
@@ -94,23 +96,28 @@ def clipped_surrogate(
         kl              r − 1 − ln r, whose mean estimates KL(π_old ‖ π_θ) in nats and is never negative ("k3")
         ratio_clamped   tokens with |log r| > MAX_LOG_RATIO
     """
-    p = torch.where(response_mask, logp.detach(), 0.0).exp()  # detached: a bound is a number, not a path for gradient
-    return clipped_at(1 - threshold(p, lower), 1 + threshold(p, upper), old_logp, logp, advantages, response_mask)
+    return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
+
+
+def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
+    """(low, high), the bounds of each token's ratio. They are numbers, and no path for gradient."""
+    p = torch.where(response_mask, logp.detach(), 0.0).exp()
+    return 1 - threshold(p, lower), 1 + threshold(p, upper)
 
 
 def clipped_at(low, high, old_logp, logp, advantages, response_mask):
-    """The same for any bounds of the ratio, [N] each and without gradient."""
+    """The loss and the sums of `clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
     log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
     clip_high, clip_low = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low)
 
 
-# ------------------------------------------------------------------------ entropy and the regions (paper, section 2)
+# ----------------------------------------------------------------------------------------- entropy and the four regions
 
 
 def token_term(logp: torch.Tensor, entropy: torch.Tensor) -> torch.Tensor:
-    """f(a) = p_a (ln p_a + H), the sampled token's own term in ⟨∇_z L, ∇_z H⟩ = −Â r [f(a) − B]."""
+    """f(a) = p_a (ln p_a + H), the sampled token's own term in ⟨∇_z L, ∇_z H⟩ = −Â r [f(a) − B], where L = r Â."""
     return logp.exp() * (logp + entropy)
 
 
@@ -118,7 +125,8 @@ def entropy_change(logp, entropy, mean_f, advantages) -> torch.Tensor:
     """−Â [f(a) − B], the inner product ⟨∇_z L, ∇_z H⟩ at r = 1, where `mean_f` is B = E_{x~π}[f(x)].
 
     It is the first-order change of H, in nats, per unit of a gradient step on the logits z of this one state. If it is
-    positive, the token pushes entropy up. A network shares its parameters between states, so there it is a tendency.
+    positive, the token pushes entropy up. A network shares its parameters between states, so there this is often true,
+    and not always.
     """
     return -advantages * (token_term(logp, entropy) - mean_f)
 
@@ -141,7 +149,7 @@ def region_masks(
     return torch.stack([expected & positive, surprising & positive, expected & negative, surprising & negative])
 
 
-def region_gains(masks: torch.Tensor, gain: float) -> torch.Tensor:
+def region_weights(masks: torch.Tensor, gain: float) -> torch.Tensor:
     """Each token's weight in the objective, float32 [*tokens], from `region_masks` and a gain u in [−1, 1] (ours).
 
     The weight is 1 + u in E2 and E3, 1 − u in E1 and E4, and 1 elsewhere. So u > 0 turns entropy up, u < 0 turns it

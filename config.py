@@ -23,7 +23,7 @@ from objectives import LOSSES, OWN_CLIP
 from schedules import SCHEDULES, TWO_PHASE, make_schedule
 
 PRESETS = {
-    "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782 section 5; sized for 8 GPUs of 80 GB
+    "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
         model="Qwen/Qwen2.5-7B",
         data="BytedTsinghua-SIA/DAPO-Math-17k",
         total_steps=400,

@@ -7,11 +7,11 @@
 
 | `--objective`  | class         | what the number is                                  | source           |
 |----------------|---------------|-----------------------------------------------------|------------------|
-| track          | Track         | the gain u of `clipping.region_gains`               | this repository  |
+| track          | Track         | the gain u of `clipping.region_weights`               | this repository  |
 | adaptive-bonus | AdaptiveBonus | the coefficient c of an entropy bonus               | arXiv 2505.22312 |
 | entropic       | EntroPIC      | the coefficient α of a loss on confident tokens     | arXiv 2511.15248 |
 | entrocraft     | Entrocraft    | −1, 0 or 1: which responses are trained             | arXiv 2604.26326 |
-| stare          | Stare         | the weight W of surprising tokens with Â > 0        | arXiv 2606.19236 |
+| stare          | Stare         | the weight W of the least likely tokens with Â > 0  | arXiv 2606.19236 |
 
 This file needs the standard library only.
 """
@@ -59,8 +59,8 @@ class Target:
                 raise ValueError(f"target: the fractions must increase, but {knot!r} follows {self.knots[-1][0]:g}")
             self.knots.append((fraction, value))
 
-    def __call__(self, step: float, h_init: float) -> float:
-        """The wanted entropy in nats. `step` may be a fraction of a step, and past the end."""
+    def __call__(self, step: int, h_init: float) -> float:
+        """The wanted entropy in nats. After the last knot, past the end of the run too, it stays level."""
         now = step / self.total_steps
         (x0, y0), *rest = self.knots
         for x1, y1 in rest:
@@ -74,8 +74,10 @@ class Target:
 class Controller:
     """What all controllers share: the target, H_init, and `memory`, the number that is carried from step to step."""
 
+    start = 0.0  # of the memory
+
     def __init__(self, target: Target):
-        self.target, self.h_init, self.memory = target, None, 0.0
+        self.target, self.h_init, self.memory = target, None, self.start
 
     def aim(self, step: int, entropy: float) -> float:
         """The entropy wanted at the next step, which is what this step's update leads to. Raises ValueError for an
@@ -99,14 +101,12 @@ class Track(Controller):
         e_k = ln(target(k + 1) / H_k)        u_k = clip(kp e_k + ki Σ e, −1, 1)        u > 0 asks for more entropy
 
     The target is that of the next step, which feeds its slope forward. The error is a ratio because u's effect on H is
-    about proportional to H. On an earlier task (sums, see study/README.md), u = 1 moved H by 0.12 H_init in one step
-    where H = 0.4 H_init, by 0.29 at H_init and by 0.41 at 1.2 H_init. So ln H moves by b u in a step, with one b ≈ 0.3
-    all along.
+    about proportional to H: ln H moves by b u in a step. In an earlier experiment b was about 0.3, at any H.
 
     The defaults kp = 4 and ki = 0.2 follow from b. The loop is stable for kp b < 2, that is for b < 0.5. Its time
     constant is 1 / (kp b) steps. Its damping (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. A large model at a
-    small learning rate, say b = 0.02, trails by a dozen of its hundreds of steps. If H swings about the target, lower
-    kp; if H trails too far behind, raise it.
+    small learning rate, say b = 0.02, lags the target by about a dozen steps. If H swings about the target, lower kp;
+    if H trails too far behind, raise it.
     """
 
     def __init__(self, target: Target, kp: float = 4.0, ki: float = 0.2):
@@ -121,7 +121,7 @@ class Track(Controller):
         error = math.log(self.aim(step, entropy) / entropy)
         wanted = self.kp * error + self.ki * (self.memory + error)
         gain = max(-1.0, min(1.0, wanted))
-        if gain == wanted:  # no summing up at the limit, so |ki Σ e| never exceeds 1, and alone it cannot hold u there
+        if gain == wanted:  # anti-windup: while u is at its limit the sum stands still, so |ki Σ e| ≤ 1
             self.memory += error
         return gain
 
@@ -164,10 +164,12 @@ class Stare(Controller):
     """W, which moves by α = 0.01 within [1, 1.5], up while H is below the target; above the target it is not used,
     which is W = 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's fixed weight 1.1."""
 
+    start = 1.1
+
     def __call__(self, step: int, entropy: float) -> float:
         below = entropy < self.aim(step, entropy)
-        weight = 1.1 + self.memory
-        self.memory = max(1.0, min(1.5, weight + (0.01 if below else -0.01))) - 1.1
+        weight = self.memory
+        self.memory = max(1.0, min(1.5, weight + (0.01 if below else -0.01)))
         return weight if below else 1.0
 
 

@@ -1,24 +1,28 @@
 """GRPO with flexible entropy control (arXiv 2602.09782): the training loop.
 
     ./torchrun.sh --schedule id                          # sets the machine up; all GPUs, or 2 CPU ranks
-    torchrun --nproc_per_node 8 grpo.py --schedule id    # the paper's set-up
+    torchrun --nproc_per_node 8 grpo.py --schedule id    # the paper's model and data, on 8 GPUs
     python grpo.py --preset tiny --schedule static       # one process, a laptop, minutes
 
 One step k of T, which is `training_step` below:
 
-    1  take prompts, sample G responses to each                        rollout.py, sample.py
+    1  take prompts, sample a group of G responses to each             rollout.py, sample.py
     2  reward each response 0 or 1                                     rewards.py
     3  advantages: Â = (R − mean) / std within each group              `group_advantages`
-    4  ln π_old, entropy H and mean term B of every response token     `old_stats`, logprobs.py
+    4  ln π_old, entropy H and B of every response token               `old_stats`, logprobs.py
     5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py
     6  several optimizer steps on the clipped surrogate                `update`, clipping.py
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
 
 Compared with PPO there is no critic, no KL term and no entropy bonus, and the clip thresholds move. With `--schedule
-static` it is GRPO. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So mini-batches,
-their plan over ranks and all rollout metrics are computed alike everywhere, and the result does not depend on the
-number of ranks or on the size of a micro-batch. Shapes: R rows (responses), N response tokens in all of them. Where a
-docstring says "a collective", every rank has to call the function.
+static` it is GRPO with DAPO's mean over tokens. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
+2), see `--is-correction`. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So
+mini-batches, their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an
+update does not depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of
+ranks.
+
+Shapes: [R] has one element per response, or row, of the batch, [N] one per response token. B is explained in
+clipping.py. Where a docstring says "a collective", every rank has to call the function.
 """
 
 import math
@@ -66,7 +70,7 @@ def training_step(run: Run, step: int) -> dict:
     )
     run.sampler.sleep()
     with phases("save"):
-        run.checkpointer.finish()  # the step before was written while this one sampled, and now the weights will change
+        run.checkpointer.finish()  # it was written while this step sampled; it must be whole before the weights change
 
     # 3: advantages
     penalties = overlong_penalty(rollouts.lengths, cfg.max_response_tokens, cfg.overlong_buffer)  # [R]
@@ -124,8 +128,8 @@ def training_step(run: Run, step: int) -> dict:
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Â_i = (R_i − mean) / (std + 1e-6) within groups of `group_size` neighbours, std unbiased; [R] -> [R] (paper,
-    section 2). A group whose rewards are all equal gets exactly 0: it does not say which response is better."""
+    """Â_i = (R_i − mean) / (std + 1e-6) within groups of `group_size` neighbours, std unbiased; [R] -> [R]. A group
+    whose rewards are all equal gets exactly 0: it does not say which response is better."""
     groups = rewards.view(-1, group_size)
     advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
     equal = (groups == groups[:, :1]).all(1, keepdim=True)
@@ -203,7 +207,7 @@ def update(
     rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.device, batch.rollouts
     totals, grad_norms, bad_steps = torch.zeros(len(SUMS), dtype=torch.float64, device=device), [], 0
     places = torch.arange(len(batch.old_logp)).split(rollouts.lengths.tolist())  # of each row's tokens among the N
-    logp_function = token_logp_and_entropy if cfg.objective in NEEDS_ENTROPY else None
+    needs_entropy = cfg.objective in NEEDS_ENTROPY
 
     for epoch in range(cfg.epochs):
         shuffle = torch.Generator().manual_seed(seed_of(cfg.seed, step, "epoch", epoch))
@@ -218,7 +222,9 @@ def update(
                 here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
                 weights = batch.weights[here].to(device)
 
-                logp, entropy = policy(inputs, logp_function) if logp_function else (policy(inputs), None)  # [n]
+                logp, entropy = (
+                    policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
+                )  # [n]
                 tokens = dict(
                     old_logp=batch.old_logp[here].to(device),
                     logp=logp,
@@ -233,8 +239,9 @@ def update(
                 loss = (loss * weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
                 tokens["response_mask"] = tokens["response_mask"] & batch.surprising[here].to(device)
-                _, rare = token_loss(cfg.objective, **tokens)  # of these tokens the clipped ones are in E2 or E4
-                sums |= {"clip_high_E2": rare["clip_high"], "clip_low_E4": rare["clip_low"]}
+                with torch.no_grad():
+                    _, of_surprising = token_loss(cfg.objective, **tokens)  # clipped above: in E2, below: in E4
+                sums |= {"clip_high_E2": of_surprising["clip_high"], "clip_low_E4": of_surprising["clip_low"]}
                 totals += torch.stack([sums[name].double() for name in SUMS])
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()

@@ -9,7 +9,8 @@ D, vocabulary V. All functions take the same arguments:
     temperature   the logits are divided by it
     chunk         the number of tokens whose logits exist at a time
 
-Logits are turned into float32 before the softmax. bfloat16 would be wrong by a tenth of a nat and more; float64 stays.
+The softmax is computed in float32, and in float64 for logits in float64. In bfloat16 it would be off by 0.1 nats or
+more.
 """
 
 from typing import NamedTuple
@@ -25,8 +26,8 @@ class TokenStats(NamedTuple):
     mean_f: torch.Tensor  # [N] B = Σ_x p_x² (ln p_x + H) = E_{x~p}[f(x)], see `clipping.token_term`
 
 
-# bfloat16 products are not rounded before they are used: logits would be 0.01 nats off on average, and a sum of rounded
-# chunks would make the gradient depend on the size of the chunks.
+# Products of bfloat16 tensors are returned in float32. Rounded to bfloat16, the logits would be off by 0.01 on average,
+# and the head's gradient, which is a sum over chunks, would depend on their size.
 
 
 def _logits(hidden: torch.Tensor, head: torch.Tensor | None, temperature: float) -> torch.Tensor:
@@ -69,8 +70,8 @@ def token_stats(hidden, tokens, head=None, temperature: float = 1.0, chunk: int 
 
 
 class _TokenLogp(torch.autograd.Function):
-    """ln softmax(hidden @ headᵀ / τ)[a]. Backward computes each chunk's logits again instead of keeping them. With
-    `want_entropy` it returns H too, whose gradient in the logits is −p (ln p + H)."""
+    """ln softmax(hidden @ headᵀ / temperature)[a]. Backward computes each chunk's logits again instead of keeping them.
+    With `want_entropy` it returns H too, whose gradient in the logits is −p (ln p + H)."""
 
     @staticmethod
     def forward(ctx, hidden, tokens, head, temperature, chunk, want_entropy):

@@ -14,9 +14,11 @@ on all ranks. Entropies and log-probabilities are in nats.
     response_length            mean tokens of a response
     truncated                  share of the responses that were cut off at the length limit
     overlong_penalty           mean of the length penalty (--overlong-buffer)
-    clip_frac_high             share of the tokens whose gradient was cut at the upper bound, over all optimizer steps
+    clip_frac_high             share of the trained tokens whose gradient was cut at the upper bound, over all optimizer
+                               steps; trained are the tokens in the loss whose weight is not 0
     clip_frac_low              the same at the lower bound
-    clipped                    of the clipped tokens, above and below: their mean p_old, and their share in E2 or E4
+    clipped                    of the tokens clipped above: their mean p_old (clip_high_p) and their share in E2
+                               (clip_high_E2); of those clipped below: clip_low_p, and their share in E4 (clip_low_E4)
     kl                         estimate of KL(π_old ‖ π_θ), the mean of r − 1 − ln r, over all optimizer steps
     ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
     grad_norm                  mean gradient norm before it was scaled down
@@ -25,13 +27,14 @@ on all ranks. Entropies and log-probabilities are in nats.
     importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
     lr                         learning rate
     upper, lower               this step's thresholds ε(p) = αp + β, as [α, β]
-    target                     the entropy that the controller was asked for; null without a controller
+    target                     the target curve at this step, to be compared with `entropy`; null without a controller,
+                               which aims at the next step's value
     controller                 what the controller returned (track: the gain u); null without one
     schedule_state             what the schedule remembers (od: whether it raises entropy, and H_init)
     regions_rule               share of the tokens in E1 … E4 by the paper's rule; the rest has Â = 0
     regions_exact              the same by the exact boundary f(a) = B
     predicted_entropy_change   each region's part of the first-order change of entropy, per unit step on the logits
-    n_tokens                   response tokens that were trained on
+    n_tokens                   response tokens in the batch
     seconds                    seconds of each phase, and of the whole step
 """
 
@@ -209,7 +212,7 @@ def entropy_in_words(entropy: list[float]) -> str:
             if abs(smooth[best] - smooth[points[-1]]) >= least:
                 points.append(best)
             best = i
-    if abs(smooth[best] - smooth[points[-1]]) >= least:
+    if abs(smooth[-1] - smooth[points[-1]]) >= least:
         points.append(len(smooth) - 1)
     if len(points) == 1:
         return f"stayed near {np.mean(smooth):.2f}"
@@ -281,8 +284,8 @@ def farewell(cfg: Config, directory: Path) -> str:
         start = np.mean([line["h_init"] for line in static])
         then = np.mean([np.interp(half, line["curves"]["step"], line["curves"]["entropy"]) for line in static])
         story += (
-            f"; static GRPO goes from {start:.2f} over {then:.2f} to {np.mean(ends):.2f} "
-            f"({min(ends):.2f} to {max(ends):.2f} over {len(ends)} seeds)"
+            f"; static GRPO: {start:.2f} at the start, {then:.2f} at half-time, {np.mean(ends):.2f} at the end "
+            f"(means of {len(ends)} seeds, which end between {min(ends):.2f} and {max(ends):.2f})"
         )
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (

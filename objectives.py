@@ -10,6 +10,7 @@ element per token, [N]. An objective consists of at most two parts:
 """
 
 import math
+from functools import partial
 
 import torch
 
@@ -17,11 +18,11 @@ from clipping import (
     Line,
     clipped_at,
     clipped_surrogate,
+    line_bounds,
     log_ratio_and_ratio,
     masked_loss,
-    region_gains,
     region_masks,
-    threshold,
+    region_weights,
 )
 from logprobs import TokenStats
 
@@ -34,7 +35,7 @@ def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, co
     weights, coef = torch.ones_like(old.logp), torch.zeros_like(old.logp)
     match objective:
         case "track":
-            weights = region_gains(region_masks(old.logp, old.entropy, advantages), control)
+            weights = region_weights(region_masks(old.logp, old.entropy, advantages), control)
         case "entropy-bonus" | "adaptive-bonus":
             coef = torch.full_like(old.logp, control)
         case "entropic":
@@ -42,7 +43,7 @@ def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, co
         case "clip-cov":
             weights = clip_cov_weights(old.logp, advantages, loss_mask, generator)
         case "kl-cov":
-            coef = kl_cov_coef(old.logp, advantages, loss_mask)
+            coef = top_share(covariance(old.logp, advantages, loss_mask), loss_mask, 2e-3).float()  # β = 1
         case "entrocraft":  # control: −1 lowers entropy, 1 raises it
             weights = (advantages * control <= 0).float()
         case "stare":
@@ -108,7 +109,7 @@ def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torc
 
 
 def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator, share: float = 2e-4) -> torch.Tensor:
-    """[N]: 0 on the chosen tokens, 1 elsewhere; these are weights of GRPO's loss."""
+    """[N] weights of GRPO's loss: 0 on the chosen tokens, 1 elsewhere."""
     cov, weights = covariance(old_logp, advantages, loss_mask), torch.ones_like(old_logp)
     candidates = ((cov > 1) & (cov < 5)).nonzero().squeeze(1)
     chosen = torch.randperm(len(candidates), generator=generator)[: max(1, int(share * int(loss_mask.sum())))]
@@ -116,15 +117,8 @@ def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator
     return weights
 
 
-def kl_cov_coef(old_logp, advantages, loss_mask, share: float = 2e-3, beta: float = 1.0) -> torch.Tensor:
-    """[N]: β on the tokens that are held back, 0 elsewhere."""
-    n, coef = int(loss_mask.sum()), torch.zeros_like(old_logp)
-    coef[covariance(old_logp, advantages, loss_mask).topk(min(n, max(1, int(share * n)))).indices] = beta
-    return coef
-
-
 def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
-    """`coef` [N] is `kl_cov_coef`. The thresholds are not used, and nothing is clipped."""
+    """`coef` is β on the tokens that are held back, 0 elsewhere. Nothing is clipped; the thresholds are not used."""
     log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
     never = torch.zeros_like(response_mask)
     return masked_loss(
@@ -143,8 +137,7 @@ def ce_gppo(
 ):
     """ε is the schedule's. clip_high and clip_low count the tokens beyond it, whose gradient is scaled and not cut."""
     log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
-    p = torch.where(response_mask, logp.detach(), 0.0).exp()
-    low, high, frozen = 1 - threshold(p, lower), 1 + threshold(p, upper), ratio.detach()
+    (low, high), frozen = line_bounds(logp, response_mask, upper, lower), ratio.detach()
     above, below = (advantages > 0) & (frozen > high), (advantages < 0) & (frozen < low)
     scale = torch.where(above, beta_high * high / frozen, torch.where(below, beta_low * low / frozen, 1.0))
     return masked_loss(-scale * ratio * advantages, old_logp, response_mask, log_ratio, ratio, above, below)
@@ -168,16 +161,10 @@ def dcpo_bounds(p_old: torch.Tensor, low: float = 0.16, high: float = 0.2) -> tu
     return 0.5 + 0.5 * root, (0.5 + 0.5 * (1 + 4 * high / p_old).sqrt()).clamp(max=10)
 
 
-def dppo_tv(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
-    """PPO's clip at DPPO-TV's bounds. The thresholds are not used."""
+def clipped_in_p_old(bounds, old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
+    """PPO's clip at `bounds(p_old)`. The thresholds are not used."""
     p_old = torch.where(response_mask, old_logp, 0.0).exp()
-    return clipped_at(*dppo_bounds(p_old), old_logp, logp, advantages, response_mask)
-
-
-def dcpo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
-    """PPO's clip at DCPO's bounds. The thresholds are not used."""
-    p_old = torch.where(response_mask, old_logp, 0.0).exp()
-    return clipped_at(*dcpo_bounds(p_old), old_logp, logp, advantages, response_mask)
+    return clipped_at(*bounds(p_old), old_logp, logp, advantages, response_mask)
 
 
 # -------------------------------------------------------------------- GRPO on chosen tokens, see `prepare_objective`
@@ -188,9 +175,9 @@ def dcpo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
 
 
 def top_share(values: torch.Tensor, loss_mask: torch.Tensor, share: float) -> torch.Tensor:
-    """bool [N]: the `share` of the loss's tokens with the highest values."""
+    """bool [N]: the `share` of the loss's tokens with the highest values, at least one of them."""
     n, chosen = int(loss_mask.sum()), torch.zeros_like(loss_mask)
-    highest = torch.where(loss_mask, values, -math.inf).topk(int(share * n)).indices
+    highest = torch.where(loss_mask, values, -math.inf).topk(min(n, max(1, int(share * n)))).indices
     return chosen.index_fill(0, highest, True)
 
 
@@ -203,8 +190,8 @@ LOSSES = {
     "clip-cov": clipped_surrogate,
     "kl-cov": kl_cov,
     "ce-gppo": ce_gppo,
-    "dppo-tv": dppo_tv,
-    "dcpo": dcpo,
+    "dppo-tv": partial(clipped_in_p_old, dppo_bounds),
+    "dcpo": partial(clipped_in_p_old, dcpo_bounds),
     "entrocraft": clipped_surrogate,
     "stare": clipped_surrogate,
     "top-entropy": clipped_surrogate,

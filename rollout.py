@@ -23,7 +23,7 @@ from sample import Sampler, Sampling
 SYNC_TOLERANCE = {
     torch.float32: 1e-4,
     torch.bfloat16: 0.05,
-}  # nats, mean |ln π_old − ln π_sampler|; sound are 1e-6, 1e-2
+}  # nats, mean |ln π_old − ln π_sampler|; a sampler that is right gives about 1e-6 and 1e-2
 
 
 class RewardError(RuntimeError):
@@ -83,20 +83,19 @@ def collect(
     now drawn from its data. A collective.
 
     With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n
-    at most. If there are still too few, groups of equal rewards, which have no advantage, fill the batch up. `metrics`
-    are over all responses, dropped ones too: among the kept ones about half would be right, whatever the policy is.
-    Raises RewardError.
+    at most. If there are still too few, groups of equal rewards fill the batch up. `metrics` are over all responses,
+    those of dropped groups too: the kept groups are a selection, whose mean reward says little about the policy. Raises
+    RewardError.
     """
     sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
-    rows, useful, attempts = [], [], 0
-    while attempts < cfg.dynamic_sampling and len(useful) < cfg.prompts_per_step:
+    differ = lambda group: len({row.reward for row in group}) > 1
+    groups, attempts = [], 0
+    while attempts < cfg.dynamic_sampling and sum(map(differ, groups)) < cfg.prompts_per_step:
         batch = [problems[i] for i in batch_indices(len(problems), cfg.prompts_per_step, draws + attempts, cfg.seed)]
-        rows += sample_rows(sampler, sampling, reward, tokenizer, batch, cfg, (step, attempts), phases)
-        groups = [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
-        useful = [group for group in groups if len({row.reward for row in group}) > 1]
+        rows = sample_rows(sampler, sampling, reward, tokenizer, batch, cfg, (step, attempts), phases)
+        groups += [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
         attempts += 1
-    equal = [group for group in groups if len({row.reward for row in group}) == 1]
-    kept = [row for group in (useful + equal)[: cfg.prompts_per_step] for row in group]
+    kept = [row for group in sorted(groups, key=differ, reverse=True)[: cfg.prompts_per_step] for row in group]
     rollouts = Rollouts(
         [row.prompt for row in kept],
         [row.response for row in kept],
@@ -104,7 +103,8 @@ def collect(
         torch.tensor([row.reward for row in kept]),
         torch.tensor([row.finished for row in kept]),
     )
-    return rollouts, rollout_metrics(rows, attempts, len(equal) / len(groups)), draws + attempts
+    rows = [row for group in groups for row in group]
+    return rollouts, rollout_metrics(rows, attempts, 1 - sum(map(differ, groups)) / len(groups)), draws + attempts
 
 
 def sample_rows(
@@ -184,7 +184,9 @@ def rollout_metrics(rows: list[Row], attempts: int, equal_groups: float) -> dict
 def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> torch.Tensor:
     """DAPO's soft length penalty (arXiv 2503.14476, eq. 13), [R] -> float32 [R]: 0 up to max_length − buffer tokens,
     then falling linearly to −1. A buffer of 0 means no penalty."""
-    return ((max_length - buffer - lengths) / max(1, buffer)).clamp(max=0) * (buffer > 0)
+    if not buffer:
+        return torch.zeros(len(lengths))
+    return ((max_length - buffer - lengths) / buffer).clamp(max=0)
 
 
 def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:

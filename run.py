@@ -21,7 +21,7 @@ from distributed import Phases, end_distributed, print0
 from metrics import Logger, farewell
 from policy import Policy, build_policy, check_memory, find_model
 from sample import Sampler, eos_ids, make_sampler
-from schedules import OD, Fixed
+from schedules import Schedule
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Run:
     policy: Policy
     optimizer: torch.optim.Optimizer
     checkpointer: Checkpointer
-    schedule: Fixed | OD
+    schedule: Schedule
     controller: Controller | None
     phases: Phases
     draws: int = 0  # batches of prompts that were taken from the data so far
@@ -119,7 +119,7 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
 
 
 def trainer_state(run: Run) -> dict:
-    """What a checkpoint keeps beside weights and optimizer. Of random states there are none: see
+    """What a checkpoint keeps beside weights and optimizer. There is no random state to keep: see
     `distributed.seed_of`."""
     controller = run.controller.state_dict() if run.controller else None
     return {

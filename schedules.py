@@ -1,4 +1,4 @@
-"""Schedules of the clip thresholds over training (arXiv 2602.09782, section 4).
+"""Schedules of the clip thresholds over training (arXiv 2602.09782: its strategies ID, DID and OD, and others).
 
 A schedule answers one question, once per step k = 0 … T−1: which two lines ε(p) = αp + β clip the ratio, above and
 below?
@@ -7,8 +7,8 @@ below?
     upper, lower = schedule(step, entropy)     # `entropy`: this step's mean, in nats; only od looks at it
     state = schedule.state_dict()              # small and JSON-able; od has to be restored with it on resume
 
-The first phase is the share φ of the run, the paper's ½. There λ = 1 − 2k/T falls from 1 to 0 in the first phase and
-from 0 to −1 in the second; for another φ it falls as straight. ε, U and M are the lines of clipping.py.
+ε, U and M are the lines of clipping.py. The first phase is the share φ of the run, ½ in the paper, where λ = 1 − 2k/T.
+In general λ falls in a straight line from 1 to 0 in the first phase, and in another one from 0 to −1 in the second.
 
 | schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
 |-------------|------------------------------------|-------------------------------------|
@@ -21,7 +21,7 @@ from 0 to −1 in the second; for another φ it falls as straight. ε, U and M a
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
 | id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
-| od          | U ; ε while it raises entropy and ε ; M while it lowers it, as the measured entropy says |
+| od          | U ; ε to raise entropy, ε ; M to lower it | the same: the measured entropy decides |
 
 upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
 and ID without its second phase.
@@ -37,14 +37,11 @@ def mix(weight: float, a: Line, b: Line) -> Line:
     return (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
 
 
-class Fixed:
-    """The same two lines at every step."""
-
-    def __init__(self, upper: Line, lower: Line):
-        self.lines = (upper, lower)
+class Schedule:
+    """What all schedules share. Without another word they remember nothing."""
 
     def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        return self.lines
+        raise NotImplementedError
 
     def state_dict(self) -> dict:
         return {}
@@ -54,7 +51,17 @@ class Fixed:
             raise ValueError(f"a schedule without state was given {state}: it was saved by another schedule")
 
 
-class TwoPhase(Fixed):
+class Fixed(Schedule):
+    """The same two lines at every step."""
+
+    def __init__(self, upper: Line, lower: Line):
+        self.lines = (upper, lower)
+
+    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
+        return self.lines
+
+
+class TwoPhase(Schedule):
     """What ID and DID share: λ falls from 1 to 0 in the first `phase_share` of the T steps, then from 0 to −1."""
 
     def __init__(self, total_steps: int, phase_share: float):
@@ -92,15 +99,15 @@ class DID(TwoPhase):
         return U, mix(1 + lam, M, EPS)
 
 
-class OD:
+class OD(Schedule):
     """Oscillatory decay: raise entropy once it is down at τ_low, and lower it once it is above τ_high.
 
         τ_low = ratio · H_init        τ_high(k) = τ_low + (H_init − τ_low)(1 − k/T)
-        H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: as at step k − 1, and at first lower
+        H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: what step k − 1 did; the first step lowers
         raise: U above, ε below        lower: ε above, M below
 
-    At k = T the two levels meet. H_init is the first step's entropy unless it is given. The paper states the ratio 0.2;
-    its plot turns at a higher one, so both are options.
+    At k = T the two levels meet. H_init is the first step's entropy unless it is given. The paper states the ratio 0.2,
+    but its plot turns up earlier. So H_init and the ratio are options.
     """
 
     def __init__(self, total_steps: int, h_init: float | None = None, ratio: float = 0.2):
@@ -141,11 +148,12 @@ SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
 def make_schedule(
     name: str, total_steps: int, phase_share: float = 0.5, od_h_init: float | None = None, od_ratio: float = 0.2
-) -> Fixed | OD:
+) -> Schedule:
     """The schedule called `name`, for a run of `total_steps` (the paper's T) rollout batches.
 
     `phase_share` is φ, the first phase's share of T in id and did. `od_h_init` (nats; None: the first step's entropy)
-    and `od_ratio` (τ_low / H_init) are od's two unknowns. Raises ValueError, which names what is out of range.
+    and `od_ratio` (τ_low / H_init) are the two numbers that the paper leaves
+    open for od. Raises ValueError, which names what is out of range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")

@@ -18,8 +18,8 @@ from clipping import (
     clipped_surrogate,
     entropy_change,
     lower_bound,
-    region_gains,
     region_masks,
+    region_weights,
     threshold,
     token_term,
     upper_bound,
@@ -113,7 +113,7 @@ def test_a_step_changes_entropy_by_the_inner_product_to_first_order(a):
 
 
 def test_the_rule_gives_the_sign_of_the_token_specific_term_always(z):
-    """E1, E4: −Â f(a) < 0;  E2, E3: −Â f(a) > 0 (paper section 3: the sign is decided by surprisal −ln p_a against
+    """E1, E4: −Â f(a) < 0;  E2, E3: −Â f(a) > 0 (the paper: the sign is decided by surprisal −ln p_a against
     H)."""
     logp, h, _ = stats_of_all(z)
     for advantage in (1.0, -1.0):
@@ -300,7 +300,7 @@ def train(weigh, seed: int, steps: int = 60) -> float:
 
 @pytest.mark.parametrize("region, sign", [(E1, -1), (E2, 1), (E3, 1), (E4, -1)], ids=["E1", "E2", "E3", "E4"])
 def test_training_on_one_region_moves_entropy_as_predicted(region, sign):
-    """The controlled experiment of the paper's section 3: E1 and E4 lower entropy, E2 and E3 raise it, for every
+    """The paper's controlled experiment: E1 and E4 lower entropy, E2 and E3 raise it, for every
     seed."""
     changes = [train(lambda masks: masks[region].double(), seed) for seed in range(5)]
     print(f"E{region + 1}: " + ", ".join(f"{change:+.3f}" for change in changes))
@@ -341,7 +341,7 @@ def test_with_the_exact_boundary_predicted_entropy_grows_with_the_gain_for_any_b
     )  # any tokens, not only sampled ones
     advantages = torch.randn(50, generator=generator)
     masks, change = region_masks(logp, h, advantages, mean_f), entropy_change(logp, h, mean_f, advantages)
-    predicted = [(region_gains(masks, u) * change).sum().item() for u in sorted(gains)]
+    predicted = [(region_weights(masks, u) * change).sum().item() for u in sorted(gains)]
     slope = change[masks.any(0)].abs().sum().item()
     for (low, a), (high, b) in zip(zip(sorted(gains), predicted), list(zip(sorted(gains), predicted))[1:]):
         assert b - a == pytest.approx((high - low) * slope, abs=1e-5 * (1 + slope))  # weights are float32
@@ -358,7 +358,7 @@ def test_with_the_rule_a_gain_can_act_the_wrong_way(advantage):
     moved = {}
     for boundary, mean_f in (("rule", None), ("exact", stats.mean_f)):
         masks = region_masks(stats.logp, stats.entropy, advantages, mean_f)
-        down, up = (region_gains(masks, u).double() for u in (-0.5, 0.5))
+        down, up = (region_weights(masks, u).double() for u in (-0.5, 0.5))
         moved[boundary] = entropy(z + 1e-3 * up * gradient) - entropy(z + 1e-3 * down * gradient)
     assert moved["rule"] < -1e-6 and moved["exact"] > 1e-6
 
@@ -372,7 +372,7 @@ def test_on_average_the_rule_acts_the_right_way_too(z):
     slope = torch.zeros(())
     for advantage in (1.0, -1.0):
         advantages = torch.full_like(logp, advantage)
-        direction = region_gains(region_masks(logp, h, advantages), 1.0) - 1  # dw/du
+        direction = region_weights(region_masks(logp, h, advantages), 1.0) - 1  # dw/du
         slope += 0.5 * (p * direction * entropy_change(logp, h, mean_f, advantages)).sum()
     torch.testing.assert_close(
         slope, (p * f.abs()).sum() - mean_f[0] * (p * torch.sign(logp + h)).sum(), atol=1e-12, rtol=0
@@ -384,7 +384,7 @@ def test_training_ends_at_more_entropy_the_larger_the_gain():
     """By the rule, over whole runs and with clipping: the order holds for every seed."""
     gains = (-1.0, -0.5, 0.0, 0.5, 1.0)
     for seed in range(3):
-        changes = [train(lambda masks: region_gains(masks, u), seed) for u in gains]
+        changes = [train(lambda masks: region_weights(masks, u), seed) for u in gains]
         print("u " + ", ".join(f"{u:+.1f}: {change:+.3f}" for u, change in zip(gains, changes)))
         assert changes == sorted(changes) and changes[0] < changes[2] - 0.05 < changes[4] - 0.1
 

@@ -12,7 +12,7 @@ This file needs torch, and of this repository clipping.py, schedules.py and cont
 import torch
 import torch.distributed as dist
 
-from clipping import Line, region_gains, region_masks
+from clipping import Line, region_masks, region_weights
 from controllers import Target, Track
 from schedules import make_schedule
 
@@ -81,8 +81,8 @@ class EntropyControl:
         gain = 0.0
         if self.controller:
             gain = self.controller(step, mean)
-            report |= {"gain": gain, "target": self.controller.target(step + 1, self.controller.h_init)}
-        return (upper, lower), region_gains(region_masks(old_logp, entropy, advantages), gain), report
+            report |= {"gain": gain, "target": self.controller.target(step, self.controller.h_init)}
+        return (upper, lower), region_weights(region_masks(old_logp, entropy, advantages), gain), report
 
     def state_dict(self) -> dict:
         """Small and JSON-able, the same on every rank."""

@@ -89,7 +89,7 @@ FIRST_SEED = {"linear": 5, "linear-slow": 5, "tiny": 5}  # settings were chosen 
 def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
     """What a figure or table needs of a run's metrics.jsonl, computed on all its steps, and the thinned curves.
     `trained`: the regions that were trained. `tracks`: the controller's number is the gain of
-    `clipping.region_gains`."""
+    `clipping.region_weights`."""
     for line in lines:
         line.setdefault("correct", line.get("reasons", {}).get("correct", 0.0))
     n, entropy = len(lines), np.array([line["entropy"] for line in lines])

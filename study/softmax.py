@@ -198,9 +198,11 @@ def run(cfg: Settings):
             optimizer.zero_grad()
             ((loss * weights).sum() / tokens.numel()).backward()
             optimizer.step()
-            rare = counts & (regions[1] | regions[3])
-            _, rare_sums = token_loss(cfg.objective, **tokens_of, response_mask=rare, coef=coef, entropy=entropy_now)
-            sums |= {"clip_high_E2": rare_sums["clip_high"], "clip_low_E4": rare_sums["clip_low"]}
+            surprising = counts & (regions[1] | regions[3])
+            with torch.no_grad():
+                tokens_of |= dict(response_mask=surprising, coef=coef, entropy=entropy_now)
+                _, of_surprising = token_loss(cfg.objective, **tokens_of)
+            sums |= {"clip_high_E2": of_surprising["clip_high"], "clip_low_E4": of_surprising["clip_low"]}
             totals = {name: totals[name] + sums[name].item() for name in SUMS}
 
         state_entropy, p_correct = exact(policy, cfg)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipping import clipped_surrogate, region_gains, region_masks
+from clipping import clipped_surrogate, region_masks, region_weights
 from logprobs import token_logp, token_logp_and_entropy, token_stats
 
 STATIC = (0.0, 0.2)
@@ -211,14 +211,14 @@ def test_regions_by_hand():
     assert masks.int().tolist() == [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0]]
 
 
-def test_region_gains_by_hand():
+def test_region_weights_by_hand():
     masks = region_masks(
         torch.tensor([-0.1, -2.0, -0.1, -2.0, -1.0, -0.1]),
         torch.ones(6),
         torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0, 0.0]),
     )
-    assert region_gains(masks, 0.25).tolist() == [0.75, 1.25, 1.25, 0.75, 1.0, 1.0]
-    assert region_gains(masks, -1.0).tolist() == [2.0, 0.0, 0.0, 2.0, 1.0, 1.0]
+    assert region_weights(masks, 0.25).tolist() == [0.75, 1.25, 1.25, 0.75, 1.0, 1.0]
+    assert region_weights(masks, -1.0).tolist() == [2.0, 0.0, 0.0, 2.0, 1.0, 1.0]
 
 
 def weighted_batch():
@@ -232,7 +232,7 @@ def weighted_batch():
 def test_without_a_gain_it_is_grpo_to_the_bit():
     old_logp, logp, advantages, masks = weighted_batch()
     loss, _ = clipped_surrogate(old_logp, logp, advantages, torch.ones(1000, dtype=torch.bool), STATIC, STATIC)
-    weighted = loss * region_gains(masks, 0.0)
+    weighted = loss * region_weights(masks, 0.0)
     assert torch.equal(weighted, loss)
     assert torch.equal(*(torch.autograd.grad(x.sum(), logp, retain_graph=True)[0] for x in (weighted, loss)))
 
@@ -241,7 +241,7 @@ def test_without_a_gain_it_is_grpo_to_the_bit():
 def test_weighting_the_loss_is_weighting_the_advantage(gain):
     """So a gain leaves alone which tokens are clipped, and a token is clipped or not whatever its weight."""
     old_logp, logp, advantages, masks = weighted_batch()
-    mask, weights = torch.ones(1000, dtype=torch.bool), region_gains(masks, gain)
+    mask, weights = torch.ones(1000, dtype=torch.bool), region_weights(masks, gain)
     losses = [
         clipped_surrogate(old_logp, logp, a, mask, (-0.25, 0.5), STATIC)[0] for a in (advantages, weights * advantages)
     ]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from helpers import HERE
 
-from clipping import region_gains, region_masks
+from clipping import region_masks, region_weights
 from controllers import Target, Track
 from integrations.flexible import EntropyControl, rollout_batches
 from schedules import SCHEDULES, make_schedule
@@ -52,7 +52,7 @@ def test_weights_are_those_of_track():
         _, weights, report = control.decide(step, old_logp, entropy, advantages, mask)
         gain = track(step, mean_entropy(step))
         assert report["gain"] == pytest.approx(gain, rel=1e-9)
-        assert torch.equal(weights, region_gains(region_masks(old_logp, entropy, advantages), report["gain"]))
+        assert torch.equal(weights, region_weights(region_masks(old_logp, entropy, advantages), report["gain"]))
         assert weights.min() >= 0
 
 

@@ -153,7 +153,8 @@ def test_covariance_objectives_are_verls(objective):
         assert 0 < (weights == 0).sum() < mask.sum()
     else:
         loss, gradient, _ = by_verl("kl_cov", batch, ppo_kl_coef=1.0, kl_cov_ratio=0.05)
-        coef = objectives.kl_cov_coef(old_logp[mask], advantages[mask], mask[mask], share=0.05)
+        cov = objectives.covariance(old_logp[mask], advantages[mask], mask[mask])
+        coef = objectives.top_share(cov, mask[mask], 0.05).to(old_logp.dtype)
         weights = torch.ones_like(coef)
         assert 0 < (coef > 0).sum() < mask.sum()
     logp = batch[1].detach()[mask].requires_grad_()

@@ -12,7 +12,7 @@ pytest.importorskip("trl", reason="needs TRL: pip install --no-deps -r requireme
 from helpers import HERE, torchrun
 from trl_runs import DATASET, UPDATES, VOCABULARY, GRPOTrainer, Witness, make_model, make_trainer, reward
 
-from clipping import EPS, M, U, clipped_surrogate, region_gains, region_masks, threshold
+from clipping import EPS, M, U, clipped_surrogate, region_masks, region_weights, threshold
 from integrations.trl_grpo import LOSS_TYPES, STATE, FlexibleGRPOTrainer
 from schedules import SCHEDULES, make_schedule
 
@@ -124,7 +124,7 @@ def test_track_weights_the_regions(run):
     for batch, report in zip(trainer.batches, reports(trainer)):
         output, advantages = batch["output"], batch["advantages"][:, None]
         regions = region_masks(output["old_per_token_logps"], batch["trl_entropy"], advantages)
-        assert torch.equal(output["advantages"], region_gains(regions, report["gain"]) * advantages)
+        assert torch.equal(output["advantages"], region_weights(regions, report["gain"]) * advantages)
 
 
 def test_advantages_have_another_constant_than_ours(run):

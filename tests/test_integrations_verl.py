@@ -21,7 +21,7 @@ from verl.utils import tensordict_utils
 from verl.workers.config import ActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
-from clipping import EPS, M, U, clipped_surrogate, region_gains, region_masks
+from clipping import EPS, M, U, clipped_surrogate, region_masks, region_weights
 from controllers import Target, Track
 from integrations.verl_loss import flexible_loss, ppo_loss_with_lines
 from schedules import make_schedule
@@ -280,7 +280,9 @@ def test_driver_multiplies_gains_into_the_weights_that_are_there(verl_trainer, t
         x = padded(data)
         gain = track(step, mean_entropy(data))
         assert metrics["flexible/gain"] == pytest.approx(gain, rel=1e-9) and lines == (EPS, EPS)
-        gains = region_gains(region_masks(x["old_log_probs"], x["entropy"], x["advantages"]), metrics["flexible/gain"])
+        gains = region_weights(
+            region_masks(x["old_log_probs"], x["entropy"], x["advantages"]), metrics["flexible/gain"]
+        )
         before = (
             padded(a_batch(seed=step, weights=True)[0])["rollout_is_weights"] if weights else torch.ones_like(gains)
         )

@@ -106,7 +106,7 @@ def test_ce_gppo_gives_a_clipped_token_the_gradient_it_has_on_the_bound():
 
 def test_kl_cov():
     old, logp, advantages, mask = args = batch()
-    coef = objectives.kl_cov_coef(old, advantages, mask, share=0.05, beta=0.3)
+    coef = 0.3 * objectives.top_share(objectives.covariance(old, advantages, mask), mask, 0.05).to(old.dtype)
     kept = mask.nonzero().squeeze(1).tolist()
     mean_a, mean_l = (sum(x[i].item() for i in kept) / len(kept) for x in (advantages, old))
     by_cov = sorted(kept, key=lambda i: -(advantages[i].item() - mean_a) * (old[i].item() - mean_l))
@@ -255,9 +255,8 @@ def test_nothing_but_masked_tokens_is_zero_not_nan(name):
 def test_weights_and_coefs_of_an_empty_loss_are_finite():
     old, _, advantages, mask = batch(n=10)
     none = torch.zeros_like(mask)
-    assert (objectives.confident_share(old, none) == 0).all() and (
-        objectives.kl_cov_coef(old, advantages, none) == 0
-    ).all()
+    assert (objectives.confident_share(old, none) == 0).all()
+    assert not objectives.top_share(objectives.covariance(old, advantages, none), none, 0.05).any()
     assert (objectives.clip_cov_weights(old, advantages, none, torch.Generator()) == 1).all()
     assert (
         objectives.confident_share(torch.full((3,), -1.0), torch.ones(3, dtype=torch.bool)) == 0
