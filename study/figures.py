@@ -20,7 +20,7 @@ from clipping import CLIP_HIGHER, EPS, M, U, lower_bound, threshold, token_term,
 from controllers import CONTROLLERS
 from logprobs import token_stats
 from metrics import read_lines
-from objectives import dcpo_bounds, dppo_bounds
+from objectives import LOSSES, dcpo_bounds, dppo_bounds
 from schedules import SCHEDULES
 
 PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
@@ -36,6 +36,7 @@ T_QUANTILE = {
     9: 2.306,
     10: 2.262,
 }  # 97.5%, by seeds
+METHODS = [*SCHEDULES, *CONTROLLERS, *LOSSES]  # in the order of the tables
 BENCHES = {  # the experiments that have every method, and what they are called
     "linear": "linear policy, high learning rate",
     "linear-slow": "linear policy, a third of it",
@@ -404,7 +405,8 @@ def bench_table(name: str, runs: Runs) -> str:
     """Every method on one policy; its difference to static, seed by seed."""
     passk = [key for key in ("pass@32",) if key in runs["static"][0]["final"]]
     rows = []
-    for label, lines in runs.items():
+    for label in sorted(runs, key=METHODS.index):
+        lines = runs[label]
         static = {line["seed"]: line for line in runs["static"]}
         pairs = [(line, static[line["seed"]]) for line in lines if line["seed"] in static]
         cells = [
@@ -436,6 +438,20 @@ def bench_table(name: str, runs: Runs) -> str:
         "off the target, % (true / measured)",
     ]
     return table(f"{name}: {BENCHES.get(name, '')}", head, rows)
+
+
+def controls_table(name: str, runs: Runs) -> str:
+    """What is left of a claim beside its control: differences between two methods, seed by seed."""
+    rows = []
+    for a, b in (("upper", "upper-const"), ("lower", "lower-const"), ("id", "id-up"), ("id", "upper")):
+        pairs = [(x, y) for x in runs.get(a, []) for y in runs.get(b, []) if x["seed"] == y["seed"]]
+        measures = [held, lambda line: line["final"]["entropy"] / line["h_init"], lambda line: line["final"]["correct"]]
+        measures += [lambda line: line["correct_mean"]]
+        if pairs:
+            differences = [interval([measure(x) - measure(y) for x, y in pairs]) for measure in measures]
+            rows.append([f"{a} − {b}", str(len(pairs)), *differences])
+    head = ["difference", "seeds", "mean H / first H", "last H / first H", "correct at the end", "correct over the run"]
+    return table(f"{name}: methods against their controls", head, rows)
 
 
 def region_table(name: str, runs: Runs) -> str:
@@ -477,7 +493,8 @@ def draw(results: Path) -> None:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")
         else:
             figure(studies, results)
-    tables = [bench_table(name, studies[name]) for name in BENCHES if name in studies]
+    names = [name for name in BENCHES if name in studies]
+    tables = [make(name, studies[name]) for make in (bench_table, controls_table) for name in names]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     (results / "tables.md").write_text("\n".join(tables) + "\n")
     print(results / "tables.md")
