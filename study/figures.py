@@ -36,6 +36,7 @@ T_QUANTILE = {
     9: 2.306,
     10: 2.262,
 }  # 97.5%, by seeds
+SCATTER = {"linear": (0, 1.05), "linear-slow": (0.62, 0.9)}  # shares of correct responses that bench.png shows
 METHODS = [*SCHEDULES, *CONTROLLERS, *LOSSES]  # in the order of the tables
 BENCHES = {  # the experiments that have every method, and what they are called
     "linear": "linear policy, high learning rate",
@@ -115,10 +116,13 @@ def grid(rows: int, columns: int):
 
 def annotate(axis, points: dict[str, tuple[float, float]]) -> None:
     """Writes each point's label beside it, or above or below where another one is there already."""
-    axis.margins(x=0.14, y=0.15)
-    width, height = np.diff(axis.get_xlim())[0], np.diff(axis.get_ylim())[0]
+    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
+    width, height = right - left, high - low
     placed = []
     for label, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
+        if not (left <= x <= right and low <= y <= high):
+            label = f"{label}: {x:.2f}, {y:.2f}"
+            x, y = np.clip(x, left, right - 0.25 * width), np.clip(y, low + 0.03 * height, high)
         near = [other_y for other_x, other_y in placed if abs(x - other_x) < 0.18 * width]
         moves = sorted((0.006 * height * i for i in range(-40, 41)), key=abs)
         move = next(d for d in moves if all(abs(y + d - other_y) > 0.026 * height for other_y in near))
@@ -269,7 +273,8 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
 
 
 def draw_bench(studies: dict[str, Runs], out: Path) -> None:
-    """All methods in one picture: how much entropy each holds, and how many responses are correct at the end."""
+    """All methods in one picture: how much entropy each holds, and how many responses are correct at the end. What
+    lies outside is written at the edge, with its two values."""
     names = [name for name in BENCHES if name in studies]
     figure, axes = plt.subplots(1, len(names), figsize=(6.2 * len(names), 6.4), constrained_layout=True, squeeze=False)
     for axis, name in zip(axes[0], names):
@@ -279,8 +284,9 @@ def draw_bench(studies: dict[str, Runs], out: Path) -> None:
             kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in CONTROLLERS else "#009E73"
             axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
             points[label] = np.mean(x), np.mean(y)
-        annotate(axis, points)
         axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
+        axis.set(xlim=(0, 1.7), ylim=SCATTER.get(name))
+        annotate(axis, points)
         axis.set(title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end")
         axis.grid(alpha=0.3)
     for color, name in (("#D55E00", "thresholds"), ("#0072B2", "given a target"), ("#009E73", "other objectives")):
