@@ -15,16 +15,8 @@ _TEXT = r"\\text ?\{ ?"
 _GROUP = r"(?:\\.|[^{}\\])*"
 for _ in range(4):  # braces within braces
     _GROUP = rf"(?:\\.|[^{{}}\\]|\{{{_GROUP}\}})*"
-_SIGNS = {
-    "−": "-",
-    "‐": "-",
-    "‑": "-",
-    "∞": r"\infty ",
-    "·": r"\cdot ",
-    "⋅": r"\cdot ",
-    "°": r"^\circ ",
-    "≈": r"\approx ",
-}
+_SIGNS = {"−": "-", "‐": "-", "‑": "-", "°": r"^\circ "}
+_SIGNS |= {"∞": r"\infty ", "·": r"\cdot ", "⋅": r"\cdot ", "≈": r"\approx "}
 _SIZES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12)  # powers of ten
 
 

@@ -92,9 +92,7 @@ class Checkpointer:
 
     def __init__(self, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer):
         self.directory, self.policy, self.optimizer = run / "checkpoints", policy, optimizer
-        self.group = dist.new_group(
-            backend="gloo"
-        )  # of the writing thread, whose collectives must not mix with training's
+        self.group = dist.new_group(backend="gloo")  # of the writing thread, apart from training's collectives
         self.pending, self.error, self.last = None, None, 0  # last: the steps that the newest one has seen
 
     def begin(self, step: int, trainer: dict, obstacle: str | None = None) -> None:
@@ -113,8 +111,7 @@ class Checkpointer:
                 errors = [str(error)]
         if errors := gather(errors):
             return self._failed(path, errors[0])
-        weights, optimizer_state = get_state_dict(self.policy, self.optimizer)
-        state = {"weights": weights, "optimizer": optimizer_state}
+        state = dict(zip(("weights", "optimizer"), get_state_dict(self.policy, self.optimizer)))
         self.pending = path, dcp.async_save(state, checkpoint_id=path, process_group=self.group)
 
     def finish(self) -> None:
@@ -151,12 +148,10 @@ class Checkpointer:
             errors = []
             try:
                 trainer = json.loads((path / "trainer.json").read_text())
-                weights, optimizer_state = get_state_dict(self.policy, self.optimizer)
-                state = {"weights": weights, "optimizer": optimizer_state}
+                state = dict(zip(("weights", "optimizer"), get_state_dict(self.policy, self.optimizer)))
                 dcp.load(state, checkpoint_id=path, process_group=self.group)
-                set_state_dict(
-                    self.policy, self.optimizer, model_state_dict=state["weights"], optim_state_dict=state["optimizer"]
-                )
+                parts = dict(model_state_dict=state["weights"], optim_state_dict=state["optimizer"])
+                set_state_dict(self.policy, self.optimizer, **parts)
             # whatever a damaged file may make torch raise; CheckpointException is no Exception
             except (Exception, dcp.api.CheckpointException) as error:
                 errors = [" ".join(f"{type(error).__name__}: {error}".split())[:300]]

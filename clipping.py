@@ -52,7 +52,7 @@ def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
 # -------------------------------------------------------------------------------------------------------- the surrogate
 
 
-def log_ratio_and_ratio(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
+def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
     """(log r, r), which are 0 and 1 where masked: such a position may hold anything, NaN included. log r is clamped
     before it becomes r, so r is finite."""
     log_ratio = torch.where(response_mask, logp - old_logp, 0.0)
@@ -107,7 +107,7 @@ def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Te
 
 def clipped_at(low, high, old_logp, logp, advantages, response_mask):
     """The loss and the sums of `clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
-    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    log_ratio, ratio = ratios(old_logp, logp, response_mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
     clip_high, clip_low = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low)
@@ -131,9 +131,7 @@ def entropy_change(logp, entropy, mean_f, advantages) -> torch.Tensor:
     return -advantages * (token_term(logp, entropy) - mean_f)
 
 
-def region_masks(
-    logp: torch.Tensor, entropy: torch.Tensor, advantages: torch.Tensor, mean_f: torch.Tensor | None = None
-) -> torch.Tensor:
+def region_masks(logp, entropy, advantages, mean_f: torch.Tensor | None = None) -> torch.Tensor:
     """The region of each token: bool [4, *tokens], rows E1, E2, E3, E4. A token with a tie or with Â = 0 is in none.
 
         E1  expected token,   Â > 0: entropy falls        E2  surprising token, Â > 0: entropy rises

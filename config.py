@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -162,10 +162,7 @@ class Config:
         self.make_schedule()
         self.make_controller()
         if self.objective in OWN_CLIP and self.schedule != "static":
-            raise ValueError(
-                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
-                "would do nothing: use static"
-            )
+            raise ValueError(f"--objective {self.objective} does not use the thresholds: --schedule must be static")
         for low, names in AT_LEAST.items():
             for name in names.split():
                 if not low <= getattr(self, name) <= 10**9:
@@ -187,22 +184,14 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         rows = self.prompts_per_step * self.group_size
         if rows > 10**6:
-            raise ValueError(
-                f"--prompts-per-step {self.prompts_per_step} × --group-size {self.group_size} are {rows} responses a "
-                "step: at most a million"
-            )
+            raise ValueError(f"--prompts-per-step × --group-size are {rows} responses a step: at most a million")
         if self.mini_batches * self.epochs == 1:
-            raise ValueError(
-                "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, "
-                "nothing is ever clipped and every schedule does nothing; raise one of them"
-            )
+            raise ValueError("--mini-batches 1 with --epochs 1: ratios stay 1, every schedule does nothing; raise one")
         if rows % self.mini_batches:
             raise ValueError(f"--mini-batches {self.mini_batches} must divide prompts_per_step × group_size = {rows}")
-        if self.micro_batch_tokens < self.max_prompt_tokens + self.max_response_tokens:
-            raise ValueError(
-                f"--micro-batch-tokens {self.micro_batch_tokens} is less than one longest sequence, "
-                f"{self.max_prompt_tokens} prompt + {self.max_response_tokens} response tokens"
-            )
+        longest = self.max_prompt_tokens + self.max_response_tokens  # of prompt and response together
+        if self.micro_batch_tokens < longest:
+            raise ValueError(f"--micro-batch-tokens {self.micro_batch_tokens} is less than one sequence, {longest}")
         if self.overlong_buffer > self.max_response_tokens:
             raise ValueError(
                 f"--overlong-buffer {self.overlong_buffer} is more than "
@@ -217,29 +206,26 @@ class Config:
 
     def refuse_flags_without_effect(self) -> None:
         """Raises ValueError for a flag that was changed although this run does not look at it."""
-        has_target = self.objective in CONTROLLERS
         looked_at = {
             "phase_share": self.schedule in TWO_PHASE,
-            "od_h_init": self.schedule == "od",
-            "od_ratio": self.schedule == "od",
-            "target": has_target,
-            "target_nats": has_target,
-            "track_kp": self.objective == "track",
-            "track_ki": self.objective == "track",
+            "od_h_init od_ratio": self.schedule == "od",
+            "target target_nats": self.objective in CONTROLLERS,
+            "track_kp track_ki": self.objective == "track",
             "entropy_coef": self.objective == "entropy-bonus",
-            "vllm_tp": self.sampler != "transformers",
-            "vllm_gpu_memory": self.sampler != "transformers",
+            "vllm_tp vllm_gpu_memory": self.sampler != "transformers",
             "is_cap": self.is_correction != "none",
         }
-        preset = PRESETS.get(self.preset, {})
-        for f in fields(self):
-            default = preset.get(f.name, f.default)
-            if not looked_at.get(f.name, True) and getattr(self, f.name) != default:
+        idle = " ".join(names for names, is_looked_at in looked_at.items() if not is_looked_at).split()
+        for name in idle:
+            if getattr(self, name) != self.defaults()[name]:
                 raise ValueError(
-                    f"--{f.name.replace('_', '-')} {getattr(self, f.name)} has no effect with "
-                    f"--schedule {self.schedule} --objective {self.objective} --sampler {self.sampler} "
-                    f"--is-correction {self.is_correction}"
+                    f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --schedule {self.schedule} "
+                    f"--objective {self.objective} --sampler {self.sampler} --is-correction {self.is_correction}"
                 )
+
+    def defaults(self) -> dict:
+        """Of every field, in the preset in force."""
+        return {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset, {})
 
     def make_schedule(self):
         return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
@@ -264,13 +250,12 @@ class Config:
         return Path(self.output or f"runs/{self.preset}-{name}-seed{self.seed}")
 
     def to_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if k != "resume"}, indent=2)
+        return json.dumps({k: v for k, v in vars(self).items() if k != "resume"}, indent=2)
 
     def own_flags(self) -> str:
         """The schedule, the objective, and what differs from the preset."""
-        preset = {f.name: f.default for f in fields(self)} | PRESETS[self.preset]
-        preset |= dict(preset=self.preset, schedule="", objective="", is_correction=self.is_correction)
-        return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in asdict(self).items() if v != preset[k])
+        usual = self.defaults() | dict(preset=self.preset, schedule="", objective="", is_correction=self.is_correction)
+        return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in vars(self).items() if v != usual[k])
 
     def changes(self, saved: dict) -> dict[str, str]:
         """{flag: "old -> new"} against a saved configuration."""
@@ -330,9 +315,8 @@ def parse_config(argv: list[str] | None = None) -> Config:
         "or newer (CUDA 13); every rank loads the model in float32 on the host.",
         allow_abbrev=False,
     )
-    parser.error = lambda message: parser.exit(
-        2, f"{parser.prog}: error: {' '.join(message.split())}\n"
-    )  # without the usage
+    one_line = lambda message: f"{parser.prog}: error: {' '.join(message.split())}\n"
+    parser.error = lambda message: parser.exit(2, one_line(message))  # without the usage
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
     early.add_argument("--top-p", "--top_p", "--top-k", "--top_k", dest="truncation")
@@ -342,32 +326,24 @@ def parse_config(argv: list[str] | None = None) -> Config:
         preset = "paper" if torch.cuda.is_available() else "tiny"
     parser.set_defaults(**PRESETS.get(preset, {}))  # an unknown preset is refused by the next line
 
-    def parse() -> Config:
-        flags = vars(parser.parse_args(argv))
-        return Config(**{f.name: flags[f.name] for f in fields(Config)} | {"preset": preset})
-
+    parse = lambda preset: Config(**vars(parser.parse_args(argv)) | {"preset": preset})
     try:
         require_working_gpus()
         if known.truncation is not None:
-            raise ValueError(
-                "--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole "
-                "vocabulary, so samples from a part of it would give every token a wrong ratio"
-            )
-        cfg = parse()
+            raise ValueError("--top-p and --top-k are for evaluate.py: here they would give every token a wrong ratio")
+        cfg = parse(preset)
+        directory = cfg.default_directory if cfg.resume in (None, "auto") else Path(cfg.resume)
+        begun = (directory / "config.json").is_file()
+        if cfg.resume == "auto" and not begun:
+            cfg.output, cfg.resume = str(directory), None
         if cfg.resume is None:
             require_new(cfg.output)
             return cfg
-        directory = cfg.default_directory if cfg.resume == "auto" else Path(cfg.resume)
-        if not (directory / "config.json").is_file():
-            if cfg.resume != "auto":
-                raise ValueError(f"--resume {directory}: there is no run, no config.json in it")
-            cfg.output, cfg.resume = str(directory), None
-            require_new(cfg.output)
-            return cfg
+        if not begun:
+            raise ValueError(f"--resume {directory}: there is no run, no config.json in it")
         saved = read_saved(directory / "config.json")
         parser.set_defaults(**saved)
-        preset = saved["preset"]
-        cfg = parse()
+        cfg = parse(saved["preset"])
         cfg.output = cfg.resume = str(directory)
         if other := {flag: change for flag, change in cfg.changes(saved).items() if flag in SAME_RUN}:
             listed = ", ".join(f"{flag}: {change}" for flag, change in other.items())

@@ -37,10 +37,7 @@ class Target:
 
     def __init__(self, text: str, total_steps: int, in_nats: bool = False):
         if in_nats and text in TARGETS:
-            raise ValueError(
-                f"target {text!r} is a shape in multiples of the first entropy: a target in nats needs knots, "
-                "such as 0:0.5,1:0.1"
-            )
+            raise ValueError(f"target {text!r} is a shape in multiples of the first entropy: in nats, give knots")
         self.total_steps, self.in_nats, self.knots = total_steps, in_nats, []
         for knot in TARGETS.get(text, text).split(","):
             fraction, _, value = knot.partition(":")
@@ -48,9 +45,7 @@ class Target:
                 fraction, value = float(fraction), float(value)
             except ValueError:
                 names = ", ".join(TARGETS)
-                raise ValueError(
-                    f"target: {knot!r} is neither one of {names} nor a knot fraction:entropy such as 0.5:1.1"
-                ) from None
+                raise ValueError(f"target: {knot!r} is neither one of {names} nor a knot such as 0.5:1.1") from None
             if not 0 <= fraction <= 1:
                 raise ValueError(f"target: the fraction of the run in {knot!r} must lie between 0 and 1")
             if not 0 < value < math.inf:

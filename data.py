@@ -98,9 +98,8 @@ def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, st
             f"data {source!r} can't be loaded ({reason}); give a hub id that can be reached, or a local file "
             f"({', '.join(FORMATS)})"
         ) from error
-    problem, answer = (
-        next((name for name in names if name in columns), None) for names in (PROBLEM_COLUMNS, ANSWER_COLUMNS)
-    )
+    first = lambda names: next((name for name in names if name in columns), None)
+    problem, answer = first(PROBLEM_COLUMNS), first(ANSWER_COLUMNS)
     if not (problem and answer):
         raise ValueError(
             f"data {source!r} has the columns {', '.join(columns)}: it needs one of {', '.join(PROBLEM_COLUMNS)}, and "
@@ -235,9 +234,7 @@ def batch_indices(n_problems: int, batch_size: int, step: int, seed: int) -> lis
     order = np.empty(0, dtype=int)
     for epoch in range((start + batch_size - 1) // n_problems + 1):
         before, order = order, np.random.default_rng([seed % 2**32, epoch]).permutation(n_problems)
-        if (
-            shared := epoch * n_problems % batch_size
-        ):  # so many problems of the epoch before are in this one's first batch
+        if shared := epoch * n_problems % batch_size:  # so many of the epoch before are in this one's first batch
             first = np.flatnonzero(~np.isin(order, before[-shared:]))[: batch_size - shared]
             order = np.concatenate([order[first], np.delete(order, first)])
     end = start + batch_size - epoch * n_problems  # in this epoch; what comes before 0 is the end of the one before

@@ -21,9 +21,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 def init_distributed(timeout_minutes: float) -> torch.device:
     """One process group, from torchrun's variables or, without torchrun, of this process alone. `timeout_minutes`: of a
     collective."""
-    if (
-        sys.platform == "linux"
-    ):  # kill -9 of torchrun would leave its ranks running: ask the kernel to end them with their parent
+    if sys.platform == "linux":  # end with torchrun, even if that is killed with -9
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for name, value in dict(
         RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=0

@@ -44,17 +44,8 @@ from logprobs import TokenStats, token_logp_and_entropy, token_stats
 from metrics import SUMS, Logger, clip_metrics, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
 from policy import Policy, full_tensor, not_finite
-from rollout import (
-    FILLER,
-    RewardError,
-    Rollouts,
-    check_sampler,
-    collate,
-    collect,
-    importance_weights,
-    overlong_penalty,
-    plan_micro_batches,
-)
+from rewards import RewardError
+from rollout import FILLER, Rollouts, collate, collect, overlong_penalty, plan_micro_batches, sampler_mismatch
 from run import Run, finish, require_finite, save_evidence, set_up, stop_early, trainer_state
 
 # ---------------------------------------------------------------------------------------------------------- the step
@@ -81,7 +72,8 @@ def training_step(run: Run, step: int) -> dict:
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
     require_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, old_logp=old.logp, entropy=old.entropy)
-    mismatch = check_sampler(old.logp, rollouts.sampler_logp, policy.compute_dtype, cfg.check_sync)
+    dtype = policy.compute_dtype if cfg.check_sync else None
+    mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, dtype)
 
     # 5: the two thresholds of this step, and what the controller says, if the objective has one
     entropy = old.entropy.double().mean().item()  # nats per token
@@ -93,16 +85,8 @@ def training_step(run: Run, step: int) -> dict:
         group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
     batch = make_batch(cfg, rollouts, old, advantages, control, step)
     with phases("update"):
-        update_report = update(
-            policy,
-            run.optimizer,
-            batch,
-            cfg,
-            step,
-            upper=upper,
-            lower=lower,
-            bad_steps_left=cfg.skip_bad_steps - run.bad_steps,
-        )
+        left = cfg.skip_bad_steps - run.bad_steps
+        update_report = update(policy, run.optimizer, batch, cfg, step, upper=upper, lower=lower, skips_left=left)
     run.bad_steps += update_report["bad_steps"]
 
     # 7: the new weights to the sampler
@@ -170,16 +154,14 @@ class Batch:
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
 
-def make_batch(
-    cfg: Config, rollouts: Rollouts, old: TokenStats, advantages: torch.Tensor, control: float, step: int
-) -> Batch:
+def make_batch(cfg: Config, rollouts: Rollouts, old: TokenStats, advantages, control: float, step: int) -> Batch:
     """Everything about this step's tokens that does not change while the policy is updated."""
     loss_mask = rollouts.per_token(rollouts.finished | (not cfg.mask_truncated))
     generator = torch.Generator().manual_seed(seed_of(cfg.seed, step, "objective"))
     weights, coef = prepare_objective(cfg.objective, old, advantages, loss_mask, control, generator)
     importance = torch.ones_like(old.logp)
-    if cfg.is_correction == "token":
-        importance = importance_weights(old.logp, rollouts.sampler_logp, cfg.is_cap)
+    if cfg.is_correction == "token":  # the sampler rounds in another way (bf16, other kernels)
+        importance = (old.logp - rollouts.sampler_logp).exp().clamp(max=cfg.is_cap)  # min(π_old / π_sampler, cap)
     masks = region_masks(old.logp, old.entropy, advantages)  # [4, N]
     if regions := cfg.trained_regions():
         weights = weights * masks[regions].any(0)
@@ -188,35 +170,26 @@ def make_batch(
 
 
 def update(
-    policy: Policy,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    cfg: Config,
-    step: int,
-    *,
-    upper: Line,
-    lower: Line,
-    bad_steps_left: int = 0,
+    policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line, skips_left: int = 0
 ) -> dict[str, float]:
     """`cfg.epochs` passes over the batch in `cfg.mini_batches` optimizer steps each. The loss is a token mean: the sum
     over a mini-batch's tokens on all ranks, divided once by their number. Returns clip fractions and the like, over all
     optimizer steps and ranks. A collective.
 
-    A gradient that is not finite never reaches the weights. `bad_steps_left` such optimizer steps are left out and
+    A gradient that is not finite never reaches the weights. `skips_left` such optimizer steps are left out and
     counted; one more raises FloatingPointError on every rank."""
     rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.device, batch.rollouts
     totals, grad_norms, bad_steps = torch.zeros(len(SUMS), dtype=torch.float64, device=device), [], 0
     places = torch.arange(len(batch.old_logp)).split(rollouts.lengths.tolist())  # of each row's tokens among the N
-    needs_entropy = cfg.objective in NEEDS_ENTROPY
+    row_tokens, needs_entropy = rollouts.row_tokens, cfg.objective in NEEDS_ENTROPY
 
     for epoch in range(cfg.epochs):
         shuffle = torch.Generator().manual_seed(seed_of(cfg.seed, step, "epoch", epoch))
         for mini_batch in torch.randperm(len(rollouts.rewards), generator=shuffle).chunk(cfg.mini_batches):
             rows = mini_batch.tolist()
             n_tokens = max(1, int(batch.loss_mask[torch.cat([places[i] for i in rows])].sum()))  # of all ranks
-            for shares in plan_micro_batches(
-                [rollouts.row_tokens[i] for i in rows], world_size, cfg.micro_batch_tokens
-            ):
+            lengths = [row_tokens[i] for i in rows]
+            for shares in plan_micro_batches(lengths, world_size, cfg.micro_batch_tokens):
                 mine = [rows[i] if i != FILLER else FILLER for i in shares[rank]]
                 inputs = collate(rollouts.prompts, rollouts.responses, mine).to(device)
                 here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
@@ -248,7 +221,7 @@ def update(
             if math.isfinite(norm):  # the same number on every rank
                 grad_norms.append(norm)
                 optimizer.step()
-            elif (bad_steps := bad_steps + 1) > bad_steps_left:
+            elif (bad_steps := bad_steps + 1) > skips_left:
                 raise FloatingPointError(f"gradient norm {norm}: {not_finite(policy, logp=logp, loss=loss)}")
             optimizer.zero_grad()
 
@@ -266,10 +239,10 @@ def update(
 def train(cfg: Config, device: torch.device, phases: Phases) -> None:
     try:
         run, first_step = set_up(cfg, device, phases)
+        logger = Logger(cfg, run.directory, first_step)
     except ValueError as error:  # a user's mistake: one line from one rank
         print0(f"grpo.py: error: {error}", file=sys.stderr)
         sys.exit(2)
-    logger = Logger(cfg, run.directory, first_step)
     stop = StopRequest()  # until here a signal ends the process at once: there was nothing to lose
 
     for step in range(first_step, cfg.total_steps):

@@ -119,15 +119,9 @@ class Logger:
         if cfg.report_to == "wandb":
             import wandb
 
+            names = dict(project="flexible-entropy-control", name=directory.name, dir=directory)
             run_id = f"{seed_of(str(directory.resolve())):08x}"  # the same run when it is resumed
-            run = wandb.init(
-                project="flexible-entropy-control",
-                name=directory.name,
-                dir=directory,
-                config=vars(cfg),
-                id=run_id,
-                resume="allow",
-            )
+            run = wandb.init(**names, config=vars(cfg), id=run_id, resume="allow")
             self.send = lambda metrics, step: run.log(metrics, step=step)
         elif cfg.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
@@ -151,7 +145,7 @@ class Logger:
         where = {"H": f"{entropy:.3f} ({entropy / self.first_entropy:.0%} of the start)"}
         self.bar.set_postfix(where | {short: f"{metrics[key]:.4f}" for key, short in shown.items()}, refresh=False)
         self.bar.update()
-        failed = sum(metrics["reasons"].get(reason, 0.0) for reason in ("timeout", "crash"))
+        failed = metrics["reasons"].get("timeout", 0.0) + metrics["reasons"].get("crash", 0.0)
         if failed > 0.01:
             self.bar.write(
                 f"step {metrics['step']}: the verifier gave up on {failed:.1%} of the answers, which were paid 0"

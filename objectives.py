@@ -14,16 +14,7 @@ from functools import partial
 
 import torch
 
-from clipping import (
-    Line,
-    clipped_at,
-    clipped_surrogate,
-    line_bounds,
-    log_ratio_and_ratio,
-    masked_loss,
-    region_masks,
-    region_weights,
-)
+from clipping import Line, clipped_at, clipped_surrogate, line_bounds, masked_loss, ratios, region_masks, region_weights
 from logprobs import TokenStats
 
 
@@ -89,7 +80,7 @@ def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Te
 def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
     """`coef` [N] is α · `confident_share`."""
     loss, sums = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
-    _, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    _, ratio = ratios(old_logp, logp, response_mask)
     return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), sums
 
 
@@ -119,7 +110,7 @@ def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator
 
 def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
     """`coef` is β on the tokens that are held back, 0 elsewhere. Nothing is clipped; the thresholds are not used."""
-    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    log_ratio, ratio = ratios(old_logp, logp, response_mask)
     never = torch.zeros_like(response_mask)
     return masked_loss(
         -ratio * advantages + coef * log_ratio.abs(), old_logp, response_mask, log_ratio, ratio, never, never
@@ -136,7 +127,7 @@ def ce_gppo(
     old_logp, logp, advantages, response_mask, upper: Line, lower: Line, beta_low: float = 0.75, beta_high: float = 1.0
 ):
     """ε is the schedule's. clip_high and clip_low count the tokens beyond it, whose gradient is scaled and not cut."""
-    log_ratio, ratio = log_ratio_and_ratio(old_logp, logp, response_mask)
+    log_ratio, ratio = ratios(old_logp, logp, response_mask)
     (low, high), frozen = line_bounds(logp, response_mask, upper, lower), ratio.detach()
     above, below = (advantages > 0) & (frozen > high), (advantages < 0) & (frozen < low)
     scale = torch.where(above, beta_high * high / frozen, torch.where(below, beta_low * low / frozen, 1.0))
@@ -181,22 +172,15 @@ def top_share(values: torch.Tensor, loss_mask: torch.Tensor, share: float) -> to
     return chosen.index_fill(0, highest, True)
 
 
-LOSSES = {
-    "grpo": clipped_surrogate,
-    "track": clipped_surrogate,
+WEIGHTED_GRPO = ("grpo", "track", "clip-cov", "entrocraft", "stare", "top-entropy", "nsr", "w-reinforce")
+LOSSES = dict.fromkeys(WEIGHTED_GRPO, clipped_surrogate) | {
     "entropy-bonus": entropy_bonus,
     "adaptive-bonus": entropy_bonus,
     "entropic": entropic,
-    "clip-cov": clipped_surrogate,
     "kl-cov": kl_cov,
     "ce-gppo": ce_gppo,
     "dppo-tv": partial(clipped_in_p_old, dppo_bounds),
     "dcpo": partial(clipped_in_p_old, dcpo_bounds),
-    "entrocraft": clipped_surrogate,
-    "stare": clipped_surrogate,
-    "top-entropy": clipped_surrogate,
-    "nsr": clipped_surrogate,
-    "w-reinforce": clipped_surrogate,
 }
 NEEDS_COEF = ("entropy-bonus", "adaptive-bonus", "entropic", "kl-cov")
 NEEDS_ENTROPY = ("entropy-bonus", "adaptive-bonus")

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tiny
 from distributed import gather, print0
@@ -38,10 +38,8 @@ class Policy(torch.nn.Module):
     """Wraps `lm` so that its output head runs inside the sharded root's forward, chunk by chunk, on response tokens
     alone. So the head's weights are gathered once per micro-batch, and [tokens, vocabulary] never exists whole."""
 
-    def __init__(
-        self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, saved_config: PretrainedConfig
-    ):
-        """`saved_config`: the model's configuration as it came, with which `save` writes it."""
+    def __init__(self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, saved_config):
+        """`saved_config`: the model's PretrainedConfig as it came, with which `save` writes it."""
         super().__init__()
         self.lm, self.temperature, self.compute_dtype, self.saved_config = lm, temperature, compute_dtype, saved_config
         self.chunk = 1024 if compute_dtype == torch.bfloat16 else CHUNK  # tokens whose logits exist at a time
@@ -63,8 +61,7 @@ class Policy(torch.nn.Module):
     def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """(name, whole tensor) of every weight in `compute_dtype`, which is the sampler's, one gathered at a time. A
         collective: every rank must exhaust it."""
-        weights = self.state_dict()  # of self, the sharded root: it reshards first, self.lm would not
-        for name, tensor in weights.items():
+        for name, tensor in self.state_dict().items():  # of the root, which reshards first; self.lm would not
             tensor = tensor.to(self.compute_dtype)  # before gathering: half the traffic
             yield name.removeprefix("lm."), full_tensor(tensor)
 
@@ -104,9 +101,8 @@ def load_model(model: str) -> PreTrainedModel:
         dropout = {k: v for k, v in text_config.to_dict().items() if "drop" in k and isinstance(v, float) and v > 0}
         for name in dropout:
             setattr(text_config, name, 0.0)
-        lm, found = AutoModelForCausalLM.from_pretrained(
-            model, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        options = dict(config=config, dtype=torch.float32, output_loading_info=True)
+        lm, found = AutoModelForCausalLM.from_pretrained(model, **options)
     except Exception as error:  # whatever a damaged or foreign file may make transformers raise
         raise ValueError(f"--model {model}: it can't be loaded ({type(error).__name__}: {first_line(error)})") from None
     if missing := sorted(found["missing_keys"]):
@@ -143,8 +139,7 @@ def require_same(policy: Policy, model: str) -> None:
     if not difference < 1e-3:  # NaN too
         raise ValueError(
             f"--model {model}: {type(lm).__name__} can't be trained here: its own log-probabilities are "
-            f"{difference:.2g} nats off those of its last hidden state times its output head, which is what the policy "
-            "computes"
+            f"{difference:.2g} nats off those of its last hidden state times its output head, the policy's"
         )
 
 
@@ -187,8 +182,9 @@ def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: boo
     sizes = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(lm)]
     n, vocabulary = sum(p.numel() for p in lm.parameters()), config.vocab_size
     compute = 2 if on_gpu else 4  # bytes of a number in the forward pass
-    layer = micro_batch_tokens * compute * (8 * config.hidden_size + 3 * config.intermediate_size)  # kept for backward
-    boundary = micro_batch_tokens * compute * config.hidden_size  # what checkpointing keeps of a layer
+    width, inner, tokens = config.hidden_size, config.intermediate_size, micro_batch_tokens
+    layer = tokens * compute * (8 * width + 3 * inner)  # kept for backward
+    boundary = tokens * compute * width  # what checkpointing keeps of a layer
     root = n - sum(sizes)  # embeddings, last norm and head
     parts = {
         "weights": 4 * n / ranks,
@@ -197,13 +193,11 @@ def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: boo
         # of a layer, the next one, and the root
         "gathered weights and gradients": 2 * compute * (2 * max(sizes) + root),
         "activations": layer + len(sizes) * boundary if on_gpu else len(sizes) * layer,
-        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * config.hidden_size,
+        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * width,
     }
     if on_gpu:  # gradients are reduced in float32, and norms and rotations are computed in it
         parts["float32 copies of gathered gradients"] = 4 * (max(sizes) + root)
-        parts["float32 copies of activations"] = (
-            micro_batch_tokens * 4 * (4 * config.hidden_size + config.intermediate_size)
-        )
+        parts["float32 copies of activations"] = tokens * 4 * (4 * width + inner)
     return parts
 
 
@@ -217,21 +211,15 @@ def check_memory(model: str, ranks: int, micro_batch_tokens: int, device: torch.
     if on_gpu:
         total = torch.cuda.get_device_properties(device).total_memory
         resident = parts["weights"] + parts["gradients"] + parts["optimizer"]
-        needs += [
-            ("on each GPU for the update", sum(parts.values()), total),
-            ("on each GPU during rollouts", resident + vllm_gpu_memory * total, total),
-        ]
+        needs.append(("on each GPU for the update", sum(parts.values()), total))
+        needs.append(("on each GPU during rollouts", resident + vllm_gpu_memory * total, total))
     else:
-        needs += [
-            ("of memory for the update on all ranks", ranks * (loading + sum(parts.values())), host)
-        ]  # with the sampler's copy
+        update = ranks * (loading + sum(parts.values()))  # with the sampler's copy
+        needs.append(("of memory for the update on all ranks", update, host))
+    listed = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())
     for what, need, have in needs:
         if need > have:
             raise ValueError(
                 f"--model {model} needs about {need / GIB:.1f} GiB {what}, there are {have / GIB:.1f}: "
-                f"use more GPUs, a smaller model or fewer --micro-batch-tokens ({describe(parts)} per rank)"
+                f"use more GPUs, a smaller model or fewer --micro-batch-tokens ({listed} per rank)"
             )
-
-
-def describe(parts: dict[str, float]) -> str:
-    return ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())

@@ -80,6 +80,10 @@ class Result(NamedTuple):
     answer: str | None  # content of the last box, normalised, without a unit
 
 
+class RewardError(RuntimeError):
+    """The reward function failed. Raised by rollout.py, alike on every rank, before anything has changed."""
+
+
 def score(golds: list, completions: list, workers: int | None = None) -> list[Result]:
     """One Result per (gold, completion), in order. Never raises or hangs because of what golds and completions contain.
 
@@ -91,11 +95,8 @@ def score(golds: list, completions: list, workers: int | None = None) -> list[Re
     rows = [_compare(_gold_text(gold), completion) for gold, completion in zip(golds, completions)]
     pairs = list(dict.fromkeys(pair for _, reason, pair in rows if not reason))  # each pair once
     verdicts = _verify(pairs, workers)
-    results = []
-    for answer, reason, pair in rows:
-        reason = reason or verdicts[pair]
-        results.append(Result(float(reason == "correct"), reason, answer))
-    return results
+    judged = [(answer, reason or verdicts[pair]) for answer, reason, pair in rows]
+    return [Result(float(reason == "correct"), reason, answer) for answer, reason in judged]
 
 
 def check_golds(golds: list, workers: int | None = None) -> list[tuple[str, str | None]]:
@@ -216,15 +217,10 @@ class _Worker:
     """A subprocess that runs math-verify. `job` is what it is doing, None when idle; it is overdue at `expires`."""
 
     def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, os.path.abspath(__file__)],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C is for the parent
-            env={**os.environ, "SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"},
-        )
+        command = [sys.executable, os.path.abspath(__file__)]
+        pipes = dict(bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        env = {**os.environ, "SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}
+        self.process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is for the parent
         self.job, self.expires = _STARTING, time.monotonic() + START_SECONDS
 
     def fileno(self) -> int:
@@ -260,8 +256,7 @@ def _verify(pairs: list[Pair], workers: int | None, progress: Callable[[], objec
                 verdicts[pair] = reason
                 progress()
             again = [pair for pair in pairs if verdicts[pair] in ("timeout", "crash")]
-            for pair, reason in _try(again, workers, CPU_SECONDS[1], time.monotonic() + RETRY_SECONDS):
-                verdicts[pair] = reason
+            verdicts |= _try(again, workers, CPU_SECONDS[1], time.monotonic() + RETRY_SECONDS)
         finally:
             for worker in [worker for worker in _workers if worker.job not in (None, _STARTING)]:  # interrupted
                 worker.stop()

@@ -17,25 +17,20 @@ from torch.nn.utils.rnn import pad_sequence
 from config import Config
 from data import batch_indices
 from distributed import Phases, gather, my_share, seed_of
-from rewards import Result
+from rewards import RewardError
 from sample import Sampler, Sampling
 
-SYNC_TOLERANCE = {
-    torch.float32: 1e-4,
-    torch.bfloat16: 0.05,
-}  # nats, mean |ln π_old − ln π_sampler|; a sampler that is right gives about 1e-6 and 1e-2
-
-
-class RewardError(RuntimeError):
-    """The reward function failed. Raised alike on every rank, before anything has changed."""
+# nats, mean |ln π_old − ln π_sampler|; a sampler that is right gives about 1e-6 and 1e-2
+SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 class Row(NamedTuple):
-    """One response, with what is known of it before the trainer has looked at it."""
+    """One response, with what is known of it before the trainer has looked at it. Arrays of NumPy: it takes seconds to
+    pickle as many tensors."""
 
-    prompt: torch.Tensor  # int32 [prompt tokens]
-    response: torch.Tensor  # int32 [response tokens], EOS included where the model wrote it
-    sampler_logp: torch.Tensor  # float32 [response tokens], ln of the probability that each token was sampled with
+    prompt: np.ndarray  # int32 [prompt tokens]
+    response: np.ndarray  # int32 [response tokens], EOS included where the model wrote it
+    sampler_logp: np.ndarray  # float32 [response tokens], ln of the probability that each token was sampled with
     reward: float
     reason: str  # the scorer's, e.g. "no_box"
     finished: bool  # False: cut off at the length limit
@@ -70,14 +65,7 @@ class Rollouts:
 
 
 def collect(
-    sampler: Sampler,
-    reward: Callable,
-    tokenizer,
-    problems: list[dict],
-    cfg: Config,
-    step: int,
-    draws: int,
-    phases: Phases,
+    sampler: Sampler, reward: Callable, tokenizer, problems: list, cfg: Config, step: int, draws: int, phases: Phases
 ) -> tuple[Rollouts, dict, int]:
     """(rollouts, metrics, draws): `prompts_per_step` groups of G responses, and how many batches of prompts the run has
     now drawn from its data. A collective.
@@ -87,42 +75,44 @@ def collect(
     those of dropped groups too: the kept groups are a selection, whose mean reward says little about the policy. Raises
     RewardError.
     """
-    sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
     differ = lambda group: len({row.reward for row in group}) > 1
     groups, attempts = [], 0
     while attempts < cfg.dynamic_sampling and sum(map(differ, groups)) < cfg.prompts_per_step:
         batch = [problems[i] for i in batch_indices(len(problems), cfg.prompts_per_step, draws + attempts, cfg.seed)]
-        rows = sample_rows(sampler, sampling, reward, tokenizer, batch, cfg, (step, attempts), phases)
+        rows = sample_rows(sampler, reward, tokenizer, batch, cfg, (step, attempts), phases)
         groups += [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
         attempts += 1
     kept = [row for group in sorted(groups, key=differ, reverse=True)[: cfg.prompts_per_step] for row in group]
     rollouts = Rollouts(
-        [row.prompt for row in kept],
-        [row.response for row in kept],
-        torch.cat([row.sampler_logp for row in kept]),
+        [torch.from_numpy(row.prompt) for row in kept],
+        [torch.from_numpy(row.response) for row in kept],
+        torch.from_numpy(np.concatenate([row.sampler_logp for row in kept])),
         torch.tensor([row.reward for row in kept]),
         torch.tensor([row.finished for row in kept]),
     )
     rows = [row for group in groups for row in group]
-    return rollouts, rollout_metrics(rows, attempts, 1 - sum(map(differ, groups)) / len(groups)), draws + attempts
+    n, reasons = len(rows), [row.reason for row in rows]
+    metrics = {
+        "reward": sum(row.reward for row in rows) / n,
+        "equal_reward_groups": 1 - sum(map(differ, groups)) / len(groups),
+        "sampling_attempts": attempts,
+        "response_length": sum(len(row.response) for row in rows) / n,
+        "truncated": sum(not row.finished for row in rows) / n,
+        "reasons": {reason: reasons.count(reason) / n for reason in sorted(set(reasons))},
+    }
+    return rollouts, metrics, draws + attempts
 
 
 def sample_rows(
-    sampler: Sampler,
-    sampling: Sampling,
-    reward: Callable[[list, list], list[Result]],
-    tokenizer,
-    batch: list[dict],
-    cfg: Config,
-    draw: tuple[int, int],
-    phases: Phases,
+    sampler: Sampler, reward: Callable, tokenizer, batch: list, cfg: Config, draw: tuple[int, int], phases: Phases
 ) -> list[Row]:
-    """G rows for each problem of `batch`, on every rank: each rank samples and scores its share. `draw`: for the
-    seed."""
+    """G rows for each problem of `batch`, on every rank: each rank samples and scores its share. `draw`: for the seed;
+    `reward`: from `rewards.load_reward`. Raises RewardError."""
     members = cfg.vllm_tp  # neighbouring ranks that hold one engine together are given the same prompts
     engine, member = divmod(dist.get_rank(), members)
     mine = my_share(batch, engine, dist.get_world_size() // members)
     with phases("rollout"):
+        sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
         seed = seed_of(cfg.seed, "rollout", *draw, engine)
         groups = sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
     with phases("reward"):
@@ -137,48 +127,12 @@ def sample_rows(
     with phases("gather"):
         if errors := gather(errors):
             raise RewardError(f"--reward {cfg.reward}: {errors[0]}")
-        return gather_rows(
-            [
-                Row(
-                    torch.tensor(problem["prompt_ids"], dtype=torch.int32),
-                    torch.tensor(completion.token_ids, dtype=torch.int32),
-                    torch.tensor(completion.logps),
-                    result.reward,
-                    result.reason,
-                    completion.finished,
-                )
-                for (problem, completion), result in zip(answered, results, strict=True)
-            ]
-        )
-
-
-def gather_rows(rows: list[Row]) -> list[Row]:
-    """All ranks' rows in rank order, on every rank. A collective. Each field travels as one tensor, since pickling a
-    tensor for each of thousands of rows takes seconds."""
-    ids = [tensor for row in rows for tensor in (row.prompt, row.response)]
-    packed = (
-        torch.cat([torch.empty(0, dtype=torch.int32), *ids]),
-        torch.cat([torch.empty(0), *(row.sampler_logp for row in rows)]),
-        [(len(row.prompt), len(row.response), row.reward, row.reason, row.finished) for row in rows],
-    )
-    gathered = []
-    for all_ids, all_logps, described in gather([packed]):
-        ids = iter(all_ids.split([n for prompt, response, *_ in described for n in (prompt, response)]))
-        logps = all_logps.split([response for _, response, *_ in described])
-        gathered += [Row(next(ids), next(ids), logp, *rest) for logp, (_, _, *rest) in zip(logps, described)]
-    return gathered
-
-
-def rollout_metrics(rows: list[Row], attempts: int, equal_groups: float) -> dict:
-    n, reasons = len(rows), [row.reason for row in rows]
-    return {
-        "reward": sum(row.reward for row in rows) / n,
-        "equal_reward_groups": equal_groups,
-        "sampling_attempts": attempts,
-        "response_length": sum(len(row.response) for row in rows) / n,
-        "truncated": sum(not row.finished for row in rows) / n,
-        "reasons": {reason: reasons.count(reason) / n for reason in sorted(set(reasons))},
-    }
+        rows = []
+        for (problem, c), result in zip(answered, results, strict=True):
+            prompt, response = (np.array(ids, dtype=np.int32) for ids in (problem["prompt_ids"], c.token_ids))
+            logp = np.array(c.logps, dtype=np.float32)
+            rows.append(Row(prompt, response, logp, result.reward, result.reason, c.finished))
+        return gather(rows)
 
 
 def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> torch.Tensor:
@@ -189,37 +143,20 @@ def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> tor
     return ((max_length - buffer - lengths) / buffer).clamp(max=0)
 
 
-def importance_weights(old_logp: torch.Tensor, sampler_logp: torch.Tensor, cap: float) -> torch.Tensor:
-    """min(π_old / π_sampler, cap) of each token, [N]. The two differ by rounding (bf16, other kernels), and the loss is
-    an expectation under the sampler's policy."""
-    return (old_logp - sampler_logp).exp().clamp(max=cap)
-
-
-def sampler_mismatch(old_logp: torch.Tensor, sampler_logp: torch.Tensor) -> dict[str, float]:
+def sampler_mismatch(old_logp, sampler_logp, dtype: torch.dtype | None = None) -> dict[str, float]:
     """How far the trainer is from the policy that really sampled, over the sampled tokens [N]: |ln π_old − ln
-    π_sampler|, mean and max (nats), and an estimate of KL(π_sampler ‖ π_old). Float32 on both sides gives about
-    1e-6, bf16 1e-2."""
+    π_sampler|, mean and max (nats), and an estimate of KL(π_sampler ‖ π_old). Raises RuntimeError if the mean is larger
+    than rounding in `dtype` explains."""
     log_ratio = (old_logp - sampler_logp).double()
-    return {
-        "mean": log_ratio.abs().mean().item(),
-        "max": log_ratio.abs().max().item(),
-        "kl": (log_ratio.expm1() - log_ratio).mean().item(),
-    }
-
-
-def check_sampler(
-    old_logp: torch.Tensor, sampler_logp: torch.Tensor, dtype: torch.dtype, check: bool
-) -> dict[str, float]:
-    """`rollout.sampler_mismatch`. Raises RuntimeError if it is larger than rounding in `dtype` explains."""
-    mismatch = sampler_mismatch(old_logp, sampler_logp)
-    if check and mismatch["mean"] > SYNC_TOLERANCE[dtype]:
+    mean = log_ratio.abs().mean().item()
+    if dtype and mean > SYNC_TOLERANCE[dtype]:
         raise RuntimeError(
-            f"the sampler is not the trainer: its log-probabilities are {mismatch['mean']:.1e} nats off on average, "
-            f"and {SYNC_TOLERANCE[dtype]} are allowed; its weights or its cache are stale, or it computes this "
-            "model in another way "
-            "(--sampler transformers may work; --no-check-sync goes on regardless)"
+            f"the sampler is not the trainer: its log-probabilities are {mean:.1e} nats off on average, and "
+            f"{SYNC_TOLERANCE[dtype]} are allowed; its weights or its cache are stale, or it computes this model in "
+            "another way (--sampler transformers may work; --no-check-sync goes on regardless)"
         )
-    return mismatch
+    kl = (log_ratio.expm1() - log_ratio).mean().item()
+    return {"mean": mean, "max": log_ratio.abs().max().item(), "kl": kl}
 
 
 # ----------------------------------------------------------------------------------------------------- micro-batches

@@ -65,54 +65,30 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:
-        raise ValueError(
-            f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
-            f"than the {context} positions of {model} (max_position_embeddings)"
-        )
+        flags = f"--max-prompt-tokens + --max-response-tokens are {max_len}"
+        raise ValueError(f"{flags}, and {model} has {context} positions (max_position_embeddings)")
     check_memory(model, local_world_size, cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
     if len(problems) < cfg.prompts_per_step:
-        raise ValueError(
-            f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}"
-        )
+        raise ValueError(f"--prompts-per-step {cfg.prompts_per_step}: {cfg.data} has {len(problems)} problems only")
     print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
 
-    sampler = make_sampler(
-        cfg.sampler,
-        model,
-        device=device,
-        dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
-        max_len=max_len,
-        seed=cfg.seed,
-        tp=cfg.vllm_tp,
-        gpu_memory=cfg.vllm_gpu_memory,
-        max_num_seqs=cfg.vllm_max_num_seqs,
-    )
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    limits = dict(max_len=max_len, tp=cfg.vllm_tp, gpu_memory=cfg.vllm_gpu_memory, max_num_seqs=cfg.vllm_max_num_seqs)
+    sampler = make_sampler(cfg.sampler, model, device=device, dtype=dtype, seed=cfg.seed, **limits)
     sampler.sleep()  # on a GPU its memory is the trainer's until the next sync
     shape = (world_size // local_world_size, local_world_size)  # replicated between nodes, sharded within one
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     policy = build_policy(model, mesh, cfg.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     directory = make_run_directory(cfg)  # late, so that what went wrong before leaves none behind
-    checkpointer = Checkpointer(directory, policy, optimizer)
-    run = Run(
-        cfg,
-        directory,
-        tokenizer,
-        problems,
-        reward,
-        sampler,
-        policy,
-        optimizer,
-        checkpointer,
-        cfg.make_schedule(),
-        cfg.make_controller(),
-        phases,
-    )
+    saver = Checkpointer(directory, policy, optimizer)
+    schedule, control = cfg.make_schedule(), cfg.make_controller()
+    run = Run(cfg, directory, tokenizer, problems, reward, sampler, policy, optimizer, saver, schedule, control, phases)
     first_step = 0
-    if cfg.resume and (state := checkpointer.load(directory)):
-        first_step = resume(run, state)
     if cfg.resume:
+        state = saver.load(directory)
+        first_step = resume(run, state) if state else 0
         print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
     sampler.sync(policy.full_tensors())
     return run, first_step

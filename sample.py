@@ -3,7 +3,7 @@ alone.
 
 Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new
 weights with `sync`. Samplers keep no random state: a rollout is a function of the weights, the prompts and the `seed`
-of its `generate`, so a run can be resumed without one. Heavy imports are inside the classes.
+of its `generate`, so a run can be resumed without one.
 """
 
 import logging
@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 
 from distributed import print0
 
@@ -32,12 +33,9 @@ class Sampling:
     top_k: int = 0  # 0: off
 
     def __post_init__(self):
-        if not (
-            self.max_new_tokens >= 1 and 0 <= self.temperature < np.inf and 0 < self.top_p <= 1 and self.top_k >= 0
-        ):
-            raise ValueError(
-                f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1 and top_k >= 0"
-            )
+        sensible = 0 <= self.temperature < np.inf and 0 < self.top_p <= 1 and self.top_k >= 0
+        if self.max_new_tokens < 1 or not sensible:
+            raise ValueError(f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1, top_k >= 0")
 
 
 class Completion(NamedTuple):
@@ -59,10 +57,11 @@ class Sampler:
     `_generate` (`generate` without the checks) and `_load`, which copies in every (name, tensor) of an iterator.
     """
 
-    def __init__(self, shapes: dict[str, torch.Size], eos: list[int], max_len: int):
-        """`shapes`: of the state dict that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt and
-        response."""
-        self.shapes, self.eos, self.max_len = shapes, eos, max_len
+    def __init__(self, state_dict: dict[str, torch.Tensor], eos: list[int], max_len: int):
+        """`state_dict`: of the names and shapes that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt
+        and response."""
+        self.shapes = {name: tensor.shape for name, tensor in state_dict.items()}
+        self.eos, self.max_len = eos, max_len
         self.ready = True  # False: no weights, or broken ones
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
@@ -71,13 +70,11 @@ class Sampler:
         failed."""
         if not self.ready:
             raise RuntimeError("the sampler has no usable weights: it sleeps or its last sync failed; call sync first")
-        lengths = [len(prompt) for prompt in prompts]
+        lengths, new = [len(prompt) for prompt in prompts], sampling.max_new_tokens
         if min(lengths, default=1) == 0:
             raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
-        if max(lengths, default=0) + sampling.max_new_tokens > self.max_len:
-            raise ValueError(
-                f"{max(lengths)} prompt + {sampling.max_new_tokens} new tokens exceed max_len {self.max_len}"
-            )
+        if max(lengths, default=0) + new > self.max_len:
+            raise ValueError(f"{max(lengths)} prompt + {new} new tokens exceed max_len {self.max_len}")
         return self._generate(prompts, n, sampling, seed) if prompts else []
 
     def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -90,18 +87,14 @@ class Sampler:
             for name, tensor in named_tensors:
                 if name not in missing:
                     raise ValueError(f"sync: weight {name} " + ("came twice" if name in self.shapes else "is unknown"))
-                if tensor.shape != self.shapes[name]:
-                    raise ValueError(
-                        f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(self.shapes[name])}"
-                    )
+                if tensor.shape != (mine := self.shapes[name]):
+                    raise ValueError(f"sync: {name} is {list(tensor.shape)}, the sampler's is {list(mine)}")
                 missing.remove(name)
                 yield name, tensor
 
         self._load(checked())
         if missing:
-            raise ValueError(
-                f"sync: {len(missing)} weights are missing, {min(missing)} for one: pass the whole state dict"
-            )
+            raise ValueError(f"sync: {len(missing)} weights are missing, {min(missing)} for one: pass all of them")
         self.ready = True
 
     def sleep(self) -> None:
@@ -116,31 +109,18 @@ class VllmSampler(Sampler):
     """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building
     is a collective. Without a process group it makes one of its own, for this process alone."""
 
-    def __init__(
-        self,
-        model_dir,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        max_len: int,
-        seed: int,
-        tp: int,
-        gpu_memory: float,
-        max_num_seqs: int,
-    ):
+    def __init__(self, model_dir, *, device, dtype, max_len, seed, tp, gpu_memory, max_num_seqs):
+        """The arguments are those of `make_sampler`."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if device.type == "cpu":
             os.environ["TORCHDYNAMO_DISABLE"] = "1"  # tiny models: compiling takes longer than it saves
             logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # "Triton not available"
-        from transformers import AutoConfig, AutoModelForCausalLM
         from vllm import LLM
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
-        super().__init__(
-            {name: tensor.shape for name, tensor in model.state_dict().items()}, eos_ids(model_dir), max_len
-        )
+        super().__init__(model.state_dict(), eos_ids(model_dir), max_len)
         self.device = device
         overwritten = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}  # by LLM()
         with seeded(seed, device), warnings.catch_warnings():
@@ -157,7 +137,7 @@ class VllmSampler(Sampler):
                 logprobs_mode="processed_logprobs",
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
-                **(CPU_OPTIONS if device.type == "cpu" else gpu_options(gpu_memory)),
+                **(CPU_OPTIONS if device.type == "cpu" else GPU_OPTIONS | {"gpu_memory_utilization": gpu_memory}),
             )
         for name, value in overwritten.items():
             os.environ.pop(name, None)
@@ -183,49 +163,33 @@ class VllmSampler(Sampler):
         )
         with seeded(seed, self.device):
             requests = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        return [
-            [
-                Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
-                for o in request.outputs
-            ]
-            for request in requests
-        ]
+        completed = lambda o: Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
+        return [[completed(output) for output in request.outputs] for request in requests]
 
     def _load(self, named_tensors):
         asleep = self.llm.llm_engine.is_sleeping()
         if asleep:
-            gpu_wake(self.llm, "weights")
+            self._wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
         if asleep:
-            gpu_wake(self.llm, "kv_cache")
+            self._wake("kv_cache")  # only now: a sync needs some memory of its own
+
+    def _wake(self, tag):  # not yet run on a GPU
+        torch.cuda.empty_cache()
+        self.llm.wake_up(tags=[tag])
 
     def sleep(self):
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # not yet run; level 1 would keep a copy of weights that are old by then
             self.ready = False
-            gpu_sleep(self.llm)
+            self.llm.sleep(level=2)
 
     def close(self):
         self.llm.llm_engine.engine_core.shutdown()
 
 
 CPU_OPTIONS = dict(enforce_eager=True, kv_cache_memory_bytes=256 << 20)
-
-
-def gpu_options(gpu_memory: float) -> dict:
-    """Not yet run on a GPU. The head in float32: bf16 logits would put ln p 0.01 nats off on average."""
-    return dict(gpu_memory_utilization=gpu_memory, enable_sleep_mode=True, hf_overrides={"head_dtype": "float32"})
-
-
-def gpu_sleep(llm) -> None:
-    """Not yet run on a GPU. Level 2 drops weights and KV cache; level 1 would keep a copy of weights that are old by
-    then."""
-    llm.sleep(level=2)
-
-
-def gpu_wake(llm, tag: str) -> None:
-    """Not yet run on a GPU. "weights", then "kv_cache" once they are synced: a sync needs some memory of its own."""
-    torch.cuda.empty_cache()
-    llm.wake_up(tags=[tag])
+# Not yet run on a GPU. The head in float32: bf16 logits would put ln p 0.01 nats off on average.
+GPU_OPTIONS = dict(enable_sleep_mode=True, hf_overrides={"head_dtype": "float32"})
 
 
 class HFSampler(Sampler):
@@ -233,12 +197,8 @@ class HFSampler(Sampler):
 
     def __init__(self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, max_rows: int = 256):
         """`max_rows`: sequences decoded at once; their KV cache is what takes memory."""
-        from transformers import AutoModelForCausalLM
-
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
-        super().__init__(
-            {name: tensor.shape for name, tensor in self.model.state_dict().items()}, eos_ids(model_dir), max_len
-        )
+        super().__init__(self.model.state_dict(), eos_ids(model_dir), max_len)
         self.device, self.max_rows = device, max_rows
 
     def _generate(self, prompts, n, sampling, seed):
@@ -250,8 +210,6 @@ class HFSampler(Sampler):
 
     @torch.inference_mode()
     def _decode(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
-        from transformers import DynamicCache
-
         n, width, steps = len(prompts), max(map(len, prompts)), sampling.max_new_tokens
         eos = torch.tensor(self.eos, device=self.device)
         inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)  # [n, width]
@@ -263,12 +221,9 @@ class HFSampler(Sampler):
         cache, start = DynamicCache(config=self.model.config), 0
         for t in range(steps):
             end = width + t
-            context = dict(
-                attention_mask=mask[rows, :end], position_ids=positions[rows, start:end], past_key_values=cache
-            )
-            logp = sampling_logp(
-                self.model(inputs, **context, logits_to_keep=1).logits[:, -1], sampling
-            )  # [rows, vocabulary]
+            context = dict(attention_mask=mask[rows, :end], position_ids=positions[rows, start:end])
+            logits = self.model(inputs, **context, past_key_values=cache, logits_to_keep=1).logits[:, -1]
+            logp = sampling_logp(logits, sampling)  # [rows, vocabulary]
             if sampling.temperature:
                 inputs = torch.multinomial(logp.exp(), 1, generator=generator)  # [rows, 1]
             else:
@@ -317,8 +272,6 @@ def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def eos_ids(model_dir) -> list[int]:
     """The ids that end a response: the generation config's, else the model config's, else the tokenizer's; and the one
     that ends a turn in the chat template, after which a base model might write on. Raises ValueError if none is."""
-    from transformers import AutoConfig, AutoTokenizer, GenerationConfig
-
     try:
         config = GenerationConfig.from_pretrained(model_dir)
     except OSError:  # no generation_config.json
@@ -345,8 +298,6 @@ def turn_end(tokenizer) -> list[int]:
 
 def has_experts(model_dir) -> bool:
     """Whether it is a mixture of experts, whose weights vLLM 0.32 misreads when they are synced."""
-    from transformers import AutoConfig
-
     config = AutoConfig.from_pretrained(model_dir).get_text_config()
     return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
@@ -364,18 +315,7 @@ def seeded(seed: int, device: torch.device):
             random.setstate(python), np.random.set_state(numpy)
 
 
-def make_sampler(
-    kind: str,
-    model_dir,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    max_len: int,
-    seed: int,
-    tp: int = 1,
-    gpu_memory: float = 0.6,
-    max_num_seqs: int = 256,
-) -> Sampler:
+def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_memory=0.6, max_num_seqs=256) -> Sampler:
     """A sampler for the causal language model in `model_dir` (or of that hub id), with the weights it has there.
 
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
@@ -399,17 +339,9 @@ def make_sampler(
         except ImportError as error:
             kind, why = "transformers", f"vLLM cannot be imported: {error}"
     print0(f"sampler: {kind} ({why})")
+    common = dict(device=device, dtype=dtype, max_len=max_len)
     if kind == "vllm":
-        return VllmSampler(
-            model_dir,
-            device=device,
-            dtype=dtype,
-            max_len=max_len,
-            seed=seed,
-            tp=tp,
-            gpu_memory=gpu_memory,
-            max_num_seqs=max_num_seqs,
-        )
+        return VllmSampler(model_dir, **common, seed=seed, tp=tp, gpu_memory=gpu_memory, max_num_seqs=max_num_seqs)
     if tp > 1:
         raise ValueError(f"--vllm-tp {tp} needs the vllm sampler, this is {kind}")
-    return HFSampler(model_dir, device=device, dtype=dtype, max_len=max_len, max_rows=max_num_seqs)
+    return HFSampler(model_dir, **common, max_rows=max_num_seqs)

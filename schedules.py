@@ -34,7 +34,7 @@ from clipping import CLIP_HIGHER, EPS, Line, M, U
 
 def mix(weight: float, a: Line, b: Line) -> Line:
     """weight · a + (1 − weight) · b, which is a line again."""
-    return (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
+    return a if a == b else (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
 
 
 class Schedule:
@@ -62,41 +62,19 @@ class Fixed(Schedule):
 
 
 class TwoPhase(Schedule):
-    """What ID and DID share: λ falls from 1 to 0 in the first `phase_share` of the T steps, then from 0 to −1."""
+    """ID and DID: in each of two phases the lines go from those at its start to those at its end. The weight of the
+    former is λ in the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1."""
 
-    def __init__(self, total_steps: int, phase_share: float):
-        self.first = phase_share * total_steps
+    def __init__(self, phases: tuple, total_steps: int, phase_share: float):
+        self.phases, self.first = phases, phase_share * total_steps
         self.second = total_steps - self.first
 
-    def lam(self, step: int) -> float:
-        return 1 - step / self.first if step <= self.first else -(step - self.first) / self.second
-
-
-class ID(TwoPhase):
-    """Increase, then decrease: the upper line goes from U to ε, then the lower one from M to ε."""
-
     def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        lam = self.lam(step)
         if step <= self.first:
-            return mix(lam, U, EPS), EPS
-        return EPS, mix(1 + lam, M, EPS)  # (1 + λ)M − λε
-
-
-class IDUp(ID):
-    """ID without its second phase, to see what that phase does (ours)."""
-
-    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        return super().__call__(step, entropy) if step <= self.first else (EPS, EPS)
-
-
-class DID(TwoPhase):
-    """Decrease, increase, decrease: the upper line goes from ε to U and stays, then the lower one goes from M to ε."""
-
-    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        lam = self.lam(step)
-        if step <= self.first:
-            return mix(lam, EPS, U), EPS
-        return U, mix(1 + lam, M, EPS)
+            weight, (start, end) = 1 - step / self.first, self.phases[0]
+        else:
+            weight, (start, end) = 1 - (step - self.first) / self.second, self.phases[1]
+        return mix(weight, start[0], end[0]), mix(weight, start[1], end[1])
 
 
 class OD(Schedule):
@@ -142,7 +120,11 @@ FIXED = {
     "upper-const": ((0.0, U[1]), EPS),
     "lower-const": (EPS, (0.0, M[1])),
 }
-TWO_PHASE = {"id": ID, "id-up": IDUp, "did": DID}
+TWO_PHASE = {  # (above, below) at the start and at the end of the first phase, and of the second one
+    "id": (((U, EPS), (EPS, EPS)), ((EPS, M), (EPS, EPS))),
+    "id-up": (((U, EPS), (EPS, EPS)), ((EPS, EPS), (EPS, EPS))),
+    "did": (((EPS, EPS), (U, EPS)), ((U, M), (U, EPS))),
+}
 SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
 
@@ -166,7 +148,7 @@ def make_schedule(
     if od_h_init is not None and not 0 < od_h_init < math.inf:
         raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
     if name in TWO_PHASE:
-        return TWO_PHASE[name](total_steps, phase_share)
+        return TwoPhase(TWO_PHASE[name], total_steps, phase_share)
     if name == "od":
         return OD(total_steps, od_h_init, od_ratio)
     return Fixed(*FIXED[name])

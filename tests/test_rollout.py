@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 import tiny
 from data import batch_indices, encode_problems
 from distributed import Phases
-from grpo import group_advantages
+from grpo import group_advantages, make_batch
+from logprobs import TokenStats
 from rewards import Result
-from rollout import collect, importance_weights, overlong_penalty, sampler_mismatch
+from rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
 from sample import Completion
 
 needs_vllm = pytest.mark.skipif(
@@ -103,8 +104,11 @@ def test_overlong_penalty_is_dapos(buffer, extra, length):
 
 def test_importance_weights():
     old, sampled = torch.tensor([-1.0, -2.0, -3.0, -1.0]), torch.tensor([-1.5, -1.0, -3.0, -3.0])
-    expected = [math.exp(0.5), math.exp(-1), 1.0, 2.0]  # e² is capped
-    assert importance_weights(old, sampled, 2.0).tolist() == pytest.approx(expected)
+    rollouts = Rollouts([old[:1].int()], [old.int()], sampled, torch.ones(1), torch.ones(1, dtype=torch.bool))
+    stats = TokenStats(old, torch.ones(4), torch.zeros(4))
+    batch = make_batch(tiny_config(is_correction="token"), rollouts, stats, torch.ones(4), 0.0, 0)
+    assert batch.importance.tolist() == pytest.approx([math.exp(0.5), math.exp(-1), 1.0, 2.0])  # e² is capped
+    assert torch.equal(batch.weights, batch.importance)
 
 
 @settings(deadline=None)
