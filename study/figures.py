@@ -36,7 +36,11 @@ T_QUANTILE = {
     9: 2.306,
     10: 2.262,
 }  # 97.5%, by seeds
-SCATTER = {"linear": (0, 1.05), "linear-slow": (0.62, 0.9)}  # shares of correct responses that bench.png shows
+SCATTER = {  # what bench.png shows: entropy held, share of correct responses
+    "linear": ((0, 1.7), (0, 1.05)),
+    "linear-slow": ((0, 1.7), (0.62, 0.9)),
+    "tiny": ((0, 2.3), (0.37, 0.6)),
+}
 METHODS = [*SCHEDULES, *CONTROLLERS, *LOSSES]  # in the order of the tables
 BENCHES = {  # the experiments that have every method, and what they are called
     "linear": "linear policy, high learning rate",
@@ -285,7 +289,7 @@ def draw_bench(studies: dict[str, Runs], out: Path) -> None:
             axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
             points[label] = np.mean(x), np.mean(y)
         axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
-        axis.set(xlim=(0, 1.7), ylim=SCATTER.get(name))
+        axis.set(xlim=SCATTER[name][0], ylim=SCATTER[name][1])
         annotate(axis, points)
         axis.set(title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end")
         axis.grid(alpha=0.3)
