@@ -429,10 +429,11 @@ def bench_table(name: str, runs: Runs) -> str:
         ]
         cells += [interval([at(line, key, 0.3) for line in lines]) for key in passk if key in lines[0]["curves"]]
         cells += [interval([line["final"][key] for line in lines]) for key in passk]
-        cells += [
-            f"{100 * np.mean([np.mean(line['curves'][f'clip_frac_{side}']) for line in lines]):.2f}"
-            for side in ("high", "low")
-        ]
+        logged = [line["clipped"] for line in lines if line.get("clipped")]
+        for side, region in (("high", "E2"), ("low", "E4")):
+            percent = 100 * np.mean([np.mean(line["curves"][f"clip_frac_{side}"]) for line in lines])
+            shares = [clipped[f"clip_{side}_{region}"] for clipped in logged]
+            cells += [f"{percent:.2f}", f"{100 * np.mean(shares):.0f}" if shares and percent else ""]
         errors = [
             f"{100 * np.mean([line[key] for line in lines]):.1f}"
             for key in ("error_true", "error_measured")
@@ -444,7 +445,9 @@ def bench_table(name: str, runs: Runs) -> str:
     head += [
         *(f"{key} at the end" for key in passk),
         "clipped above, %",
+        "of them in E2, %",
         "below, %",
+        "of them in E4, %",
         "off the target, % (true / measured)",
     ]
     return table(f"{name}: {BENCHES.get(name, '')}", head, rows)
@@ -462,6 +465,16 @@ def controls_table(name: str, runs: Runs) -> str:
             rows.append([f"{a} − {b}", str(len(pairs)), *differences])
     head = ["difference", "seeds", "mean H / first H", "last H / first H", "correct at the end", "correct over the run"]
     return table(f"{name}: methods against their controls", head, rows)
+
+
+def midtraining_table(name: str, runs: Runs) -> str:
+    """The paper's claim about the middle of training: differences to static at 0.3 T, seed by seed."""
+    keys, static = ("correct", "pass@8", "pass@32"), {line["seed"]: line for line in runs["static"]}
+    rows = [["static itself", *(interval([at(line, key, 0.3) for line in static.values()]) for key in keys)]]
+    for label in ("id", "id-up", "upper", "upper-const", "clip-higher", "track"):
+        pairs = [(line, static[line["seed"]]) for line in runs.get(label, []) if line["seed"] in static]
+        rows.append([label, *(interval([at(a, key, 0.3) - at(b, key, 0.3) for a, b in pairs]) for key in keys)])
+    return table(f"{name}: minus static at 0.3 T", ["", "pass@1", "pass@8", "pass@32"], rows)
 
 
 def region_table(name: str, runs: Runs) -> str:
@@ -505,6 +518,7 @@ def draw(results: Path) -> None:
             figure(studies, results)
     names = [name for name in BENCHES if name in studies]
     tables = [make(name, studies[name]) for make in (bench_table, controls_table) for name in names]
+    tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     (results / "tables.md").write_text("\n".join(tables) + "\n")
     print(results / "tables.md")
