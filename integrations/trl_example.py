@@ -61,6 +61,8 @@ def main() -> None:
     first, *_, last = [line for line in trainer.state.log_history if "reward" in line]
     print(f"reward {first['reward']:.3f} -> {last['reward']:.3f}")
     print(f"entropy {first['flexible/entropy']:.3f} -> {last['flexible/entropy']:.3f} nats")
+    trainer.accelerator.wait_for_everyone()  # a rank that leaves while another still works may be aborted
+    trainer.accelerator.end_training()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from trl import GRPOConfig
 from trl import GRPOTrainer as GRPOTrainer  # for the tests, so that none imports it before the patch
 
 import tiny
+from distributed import end_distributed
 from integrations.trl_grpo import FlexibleGRPOTrainer
 from logprobs import token_stats
 
@@ -141,4 +142,4 @@ if __name__ == "__main__":
     state = trainer.entropy_control.state_dict()
     saw = {"entropy": [batch["entropy"] for batch in trainer.batches], "logged": logged, "state": state}
     Path(folder, f"rank{rank}.json").write_text(json.dumps(saw))
-    torch.distributed.destroy_process_group()
+    end_distributed()
