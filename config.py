@@ -162,7 +162,10 @@ class Config:
         self.make_schedule()
         self.make_controller()
         if self.objective in OWN_CLIP and self.schedule != "static":
-            raise ValueError(f"--objective {self.objective} does not use the thresholds: --schedule must be static")
+            raise ValueError(
+                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
+                "would do nothing: use static"
+            )
         for low, names in AT_LEAST.items():
             for name in names.split():
                 if not low <= getattr(self, name) <= 10**9:
@@ -184,14 +187,22 @@ class Config:
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         rows = self.prompts_per_step * self.group_size
         if rows > 10**6:
-            raise ValueError(f"--prompts-per-step × --group-size are {rows} responses a step: at most a million")
+            raise ValueError(
+                f"--prompts-per-step {self.prompts_per_step} × --group-size {self.group_size} are {rows} responses a "
+                "step: at most a million"
+            )
         if self.mini_batches * self.epochs == 1:
-            raise ValueError("--mini-batches 1 with --epochs 1: ratios stay 1, every schedule does nothing; raise one")
+            raise ValueError(
+                "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, "
+                "nothing is ever clipped and every schedule does nothing; raise one of them"
+            )
         if rows % self.mini_batches:
             raise ValueError(f"--mini-batches {self.mini_batches} must divide prompts_per_step × group_size = {rows}")
-        longest = self.max_prompt_tokens + self.max_response_tokens  # of prompt and response together
-        if self.micro_batch_tokens < longest:
-            raise ValueError(f"--micro-batch-tokens {self.micro_batch_tokens} is less than one sequence, {longest}")
+        if self.micro_batch_tokens < self.max_prompt_tokens + self.max_response_tokens:
+            raise ValueError(
+                f"--micro-batch-tokens {self.micro_batch_tokens} is less than one longest sequence, "
+                f"{self.max_prompt_tokens} prompt + {self.max_response_tokens} response tokens"
+            )
         if self.overlong_buffer > self.max_response_tokens:
             raise ValueError(
                 f"--overlong-buffer {self.overlong_buffer} is more than "
@@ -330,7 +341,10 @@ def parse_config(argv: list[str] | None = None) -> Config:
     try:
         require_working_gpus()
         if known.truncation is not None:
-            raise ValueError("--top-p and --top-k are for evaluate.py: here they would give every token a wrong ratio")
+            raise ValueError(
+                "--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole "
+                "vocabulary, so samples from a part of it would give every token a wrong ratio"
+            )
         cfg = parse(preset)
         directory = cfg.default_directory if cfg.resume in (None, "auto") else Path(cfg.resume)
         begun = (directory / "config.json").is_file()

@@ -195,9 +195,8 @@ def update(
                 here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
                 weights = batch.weights[here].to(device)
 
-                logp, entropy = (
-                    policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
-                )  # [n]
+                # [n] each
+                logp, entropy = policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
                 tokens = dict(
                     old_logp=batch.old_logp[here].to(device),
                     logp=logp,

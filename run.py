@@ -65,12 +65,16 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:
-        flags = f"--max-prompt-tokens + --max-response-tokens are {max_len}"
-        raise ValueError(f"{flags}, and {model} has {context} positions (max_position_embeddings)")
+        raise ValueError(
+            f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
+            f"than the {context} positions of {model} (max_position_embeddings)"
+        )
     check_memory(model, local_world_size, cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
     if len(problems) < cfg.prompts_per_step:
-        raise ValueError(f"--prompts-per-step {cfg.prompts_per_step}: {cfg.data} has {len(problems)} problems only")
+        raise ValueError(
+            f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}"
+        )
     print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -21,7 +21,7 @@ In general λ falls in a straight line from 1 to 0 in the first phase, and in an
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
 | id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
-| od          | U ; ε to raise entropy, ε ; M to lower it | the same: the measured entropy decides |
+| od          | U ; ε to raise, ε ; M to lower     | the same, as the entropy decides    |
 
 upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
 and ID without its second phase.
@@ -38,7 +38,7 @@ def mix(weight: float, a: Line, b: Line) -> Line:
 
 
 class Schedule:
-    """What all schedules share. Without another word they remember nothing."""
+    """What all schedules share. One that says nothing else has no state."""
 
     def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
         raise NotImplementedError
@@ -134,8 +134,8 @@ def make_schedule(
     """The schedule called `name`, for a run of `total_steps` (the paper's T) rollout batches.
 
     `phase_share` is φ, the first phase's share of T in id and did. `od_h_init` (nats; None: the first step's entropy)
-    and `od_ratio` (τ_low / H_init) are the two numbers that the paper leaves
-    open for od. Raises ValueError, which names what is out of range.
+    and `od_ratio` (τ_low / H_init) are the two numbers that the paper leaves open for od. Raises ValueError, which
+    names what is out of range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")

@@ -69,7 +69,7 @@ def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
         (["--micro-batch-tokens", "10"], "--micro-batch-tokens 10"),
         (["--lr", "nan"], "--lr must be a positive number"),
         (["--learning-rate", "1"], "--learning-rate"),
-        (["--top-p", "0.9"], "would give every token a wrong ratio"),
+        (["--top-p", "0.9"], "samples from a part of it would give every token a wrong ratio"),
         (["--overlong-buffer", "100"], "--overlong-buffer 100 is more than --max-response-tokens 12"),
         (["--vllm-gpu-memory", "1"], "--vllm-gpu-memory must lie between 0 and 1"),
         (["--objective", "kl-cov", "--schedule", "id"], "--objective kl-cov does not use the thresholds"),
