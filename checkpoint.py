@@ -1,8 +1,7 @@
 """A run's directory and its checkpoints, which survive a kill at any instant: written beside, renamed when whole.
 
 RUN/checkpoints/step-00020/ holds the state after 20 steps: sharded weights and optimizer state
-(torch.distributed.checkpoint, loads on any number of ranks) and trainer.json. There is no random state to save:
-everything random is seeded by (seed, step, rank).
+(torch.distributed.checkpoint, loads on any number of ranks) and trainer.json, which is `run.trainer_state`.
 """
 
 import fcntl
@@ -87,8 +86,7 @@ def whole_checkpoints(run: Path) -> list[Path]:
 class Checkpointer:
     """Saves in the background: `begin` copies the state and starts to write, `finish` waits until it is on disk and
     makes it the newest checkpoint. Call `finish` before the weights change again. Both are collectives. A save that
-    fails (disk full, no permission) is reported, leaves the checkpoints before it as they are, and is remembered in
-    `error` on rank 0."""
+    fails (disk full, no permission) is reported, keeps the checkpoints before it, and is left in `error` on rank 0."""
 
     def __init__(self, run: Path, policy: torch.nn.Module, optimizer: torch.optim.Optimizer):
         self.directory, self.policy, self.optimizer = run / "checkpoints", policy, optimizer

@@ -1,5 +1,4 @@
-"""Every option of a training run: one dataclass, two presets, and the checks that can be made before anything is
-loaded.
+"""Every option of a training run: one dataclass, two presets, and the checks that need nothing loaded.
 
 The values marked [recipe] are not stated in the paper. They are those of verl's public DAPO recipe for a 7B model,
 whose known numbers (512 prompts a step, learning rate 1e-6) match the paper's.
@@ -64,11 +63,16 @@ SAME_RUN = (  # changed on resume, they would make it another run
 ).split()
 
 
-AT_LEAST = {
-    0: "lr_warmup_steps weight_decay overlong_buffer skip_bad_steps",
-    1: "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs micro_batch_tokens "
-    "dynamic_sampling vllm_tp vllm_max_num_seqs save_every",
-    2: "group_size",
+RANGES = {  # (least, most): flags
+    (0, 10**9): "lr_warmup_steps weight_decay overlong_buffer skip_bad_steps",
+    (1, 10**9): "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs save_every "
+    "micro_batch_tokens dynamic_sampling vllm_tp vllm_max_num_seqs",
+    (2, 10**9): "group_size",
+    (0, 2**32 - 1): "seed",
+    (0.01, 100): "temperature",
+    (0.001, 100_000): "timeout_minutes",
+    (0.01, 0.99): "vllm_gpu_memory",
+    (-(10**9), 10**9): "entropy_coef",
 }
 
 
@@ -81,18 +85,14 @@ class Config:
     """GRPO with flexible entropy control (arXiv 2602.09782). Defaults shown are those of the preset in force."""
 
     # what to run
-    preset: Literal["auto", "paper", "tiny"] = opt(
-        "auto", "a set of defaults: paper where CUDA is available, tiny elsewhere; any flag overrides it"
-    )
+    preset: Literal["auto", "paper", "tiny"] = opt("auto", "defaults of flags; auto: paper where CUDA is, else tiny")
     schedule: Literal["auto", *SCHEDULES] = opt(
         "auto", "how the clip thresholds move over training; auto: id with the objective grpo, static with any other"
     )
     model: str = opt("", "hub id or directory of a causal language model; tiny: the built-in one")
     data: str = opt("", "hub id or local JSONL/Parquet/CSV file of problems with answers; tiny: the built-in task")
     output: str | None = opt(None, "run directory; default: a fresh runs/PRESET-SCHEDULE-seedN")
-    resume: str | None = opt(
-        None, "go on with this run directory; auto: with the one above if it is there, else start it", metavar="DIR"
-    )
+    resume: str | None = opt(None, "go on with this run; auto: with the one above, or start it", metavar="DIR")
     seed: int = opt(0, "seeds data order, rollouts and mini-batches")
     # schedule
     phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
@@ -121,13 +121,8 @@ class Config:
     temperature: float = opt(1.0, "of the sampling; the trainer's logits are divided by it too")
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
     overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
-    dynamic_sampling: int = opt(
-        1, "draw up to so many batches of prompts until enough groups have rewards that differ (DAPO); 1: off"
-    )
-    reward: str = opt(
-        "auto",
-        "module:function that scores completions, see rewards.py; auto: rewards:score, or for --data tiny tiny:score",
-    )
+    dynamic_sampling: int = opt(1, "draw up to so many batches until enough groups have unequal rewards (DAPO); 1: off")
+    reward: str = opt("auto", "module:function, see rewards.py; auto: rewards:score, or for --data tiny tiny:score")
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
@@ -166,22 +161,14 @@ class Config:
                 f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
                 "would do nothing: use static"
             )
-        for low, names in AT_LEAST.items():
+        for (least, most), names in RANGES.items():
             for name in names.split():
-                if not low <= getattr(self, name) <= 10**9:
-                    flag = name.replace("_", "-")
-                    raise ValueError(f"--{flag} must be at least {low} and at most 1e9, got {getattr(self, name)}")
+                if not least <= getattr(self, name) <= most:
+                    flag, value = name.replace("_", "-"), getattr(self, name)
+                    raise ValueError(f"--{flag} must be at least {least} and at most {most}, got {value}")
         for name in ("model", "data", "reward"):
             if not getattr(self, name):
                 raise ValueError(f"--{name} must not be empty")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"--seed must lie between 0 and 2^32 - 1, got {self.seed}")
-        if not 0.01 <= self.temperature <= 100:
-            raise ValueError(f"--temperature must lie between 0.01 and 100, got {self.temperature}")
-        if not 0 < self.timeout_minutes <= 100_000:
-            raise ValueError(f"--timeout-minutes must be positive and at most 100000, got {self.timeout_minutes}")
-        if not -float("inf") < self.entropy_coef < float("inf"):
-            raise ValueError(f"--entropy-coef must be a finite number, got {self.entropy_coef}")
         for name in ("lr", "max_grad_norm", "is_cap"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
@@ -208,8 +195,6 @@ class Config:
                 f"--overlong-buffer {self.overlong_buffer} is more than "
                 f"--max-response-tokens {self.max_response_tokens}"
             )
-        if not 0 < self.vllm_gpu_memory < 1:
-            raise ValueError(f"--vllm-gpu-memory must lie between 0 and 1, got {self.vllm_gpu_memory}")
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
         self.trained_regions()
@@ -279,10 +264,7 @@ def require_new(output: str | None) -> None:
     if output is None:
         return
     if os.path.lexists(output):
-        raise ValueError(
-            f"--output {output} exists: name another directory, remove it, or add --resume auto to go on with "
-            "a run in it"
-        )
+        raise ValueError(f"--output {output} exists: name another one, remove it, or go on in it with --resume auto")
     parent = next(path for path in Path(output).absolute().parents if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"--output {output}: {parent} can't be written")
@@ -315,9 +297,8 @@ def require_working_gpus() -> None:
 
 
 def parse_config(argv: list[str] | None = None) -> Config:
-    """The run's configuration from the command line: preset first, then flags; with --resume the run's own
-    configuration first, and `resume` is then its directory (None for a run that starts). A bad flag exits with code 2
-    and says which."""
+    """The run's configuration from the command line: preset first, then flags; with --resume the run's own one first,
+    and `resume` is then its directory (None for a run that starts). A bad flag exits with code 2 and is named."""
     parser = HfArgumentParser(
         Config,
         prog="grpo.py",

@@ -27,8 +27,7 @@ TARGETS = {  # multiples of the first step's entropy: the shapes that the paper'
 
 
 class Target:
-    """The entropy that is wanted at step k: straight lines between knots, level before the first and after the last
-    one.
+    """The entropy wanted at step k: straight lines between knots, level before the first and after the last one.
 
     `text` is a name in TARGETS, or knots "fraction of T:entropy" such as "0:1,0.25:0.6,1:0.2". The entropies are
     multiples of H_init, the first step's entropy, or with `in_nats` absolute. Raises ValueError for a text that is

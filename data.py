@@ -1,5 +1,4 @@
-r"""Data sets, benchmarks and prompts: every source becomes a list of {"problem": text, "answer": gold that rewards.py
-can score}.
+r"""Data sets, benchmarks and prompts: every source becomes a list of {"problem": text, "answer": gold for rewards.py}.
 
 A row's problem is its `problem`, `question` or `prompt` (text, or chat messages: the last user message), without the
 instructions that DAPO and its relatives put around it. Its answer is its `answer`, `final_answer`, `reward_model` (its

@@ -19,8 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, r
 
 
 def init_distributed(timeout_minutes: float) -> torch.device:
-    """One process group, from torchrun's variables or, without torchrun, of this process alone. `timeout_minutes`: of a
-    collective."""
+    """One process group, from torchrun's variables or of this process alone. `timeout_minutes`: of a collective."""
     if sys.platform == "linux":  # end with torchrun, even if that is killed with -9
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     for name, value in dict(
@@ -39,8 +38,7 @@ def init_distributed(timeout_minutes: float) -> torch.device:
 
 def end_distributed(*samplers) -> None:
     """The last collective of a job: closes the samplers, of which vLLM takes the process group down, and then the
-    group. A rank that exits with its gloo group still up is now and then aborted ("terminate called without an active
-    exception"), if another exits later."""
+    group. A rank that exits with its gloo group still up is now and then aborted, if another exits later."""
     dist.barrier()
     for sampler in samplers:
         sampler.close()
@@ -49,8 +47,7 @@ def end_distributed(*samplers) -> None:
 
 
 def seed_of(*parts) -> int:
-    """A 32-bit seed from e.g. (seed, step, rank). Rollouts and mini-batches depend on nothing else, so a run can be
-    resumed."""
+    """A 32-bit seed from e.g. (seed, step, rank). Nothing else is random, so there is no state to save."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest(), "big")
 
 
@@ -126,6 +123,20 @@ class Phases:
     @property
     def where(self) -> str:
         return f"rank {os.environ.get('RANK', '0')}, step {self.step}, phase {self.phase}"
+
+    @contextmanager
+    def naming_errors(self):
+        """An exception in here says in which rank, step and phase it arose. Ctrl-C ends the process with 130."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            print0(f"interrupted in {self.where}")
+            sys.exit(130)
+        except Exception as error:
+            if isinstance(error, RuntimeError):
+                time.sleep(5)  # perhaps a peer's death is felt here: torchrun should see that one first, and name it
+            error.add_note(f"({self.where})")
+            raise
 
 
 def _watch(watched: weakref.ref) -> None:

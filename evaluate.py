@@ -30,6 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import cached_file
@@ -40,7 +41,6 @@ import tiny
 from checkpoint import lock
 from data import data_hash, encode_prompt, load_problems, read_problems
 from distributed import end_distributed, gather, init_distributed, print0, seed_of
-from metrics import plt
 from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
 
@@ -184,9 +184,8 @@ def report(models: dict[str, dict], out: Path) -> None:
 def plot_passk(models: dict[str, dict], path: Path) -> None:
     """pass@k over k with its interval: a panel for each benchmark, a line for each model."""
     names = list(dict.fromkeys(name for benchmarks in models.values() for name in benchmarks))
-    figure, axes = plt.subplots(
-        1, len(names), figsize=(max(5, 3.6 * len(names)), 4), squeeze=False, constrained_layout=True
-    )
+    figure = Figure(figsize=(max(5, 3.6 * len(names)), 4), layout="constrained")
+    axes = figure.subplots(1, len(names), squeeze=False)
     for axis, name in zip(axes[0], names):
         for i, (model, benchmarks) in enumerate(models.items()):
             metrics = benchmarks[name]["metrics"] if name in benchmarks else {}
@@ -203,7 +202,6 @@ def plot_passk(models: dict[str, dict], path: Path) -> None:
     axes[0, 0].set_ylabel("pass@k")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center")
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def read_samples(path: Path) -> Iterator[dict]:

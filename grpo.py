@@ -9,7 +9,7 @@ One step k of T, which is `training_step` below:
     1  take prompts, sample a group of G responses to each             rollout.py, sample.py
     2  reward each response 0 or 1                                     rewards.py
     3  advantages: Â = (R − mean) / std within each group              `group_advantages`
-    4  ln π_old, entropy H and B of every response token               `old_stats`, logprobs.py
+    4  ln π_old, entropy H and B of every response token               policy.py, logprobs.py
     5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py
     6  several optimizer steps on the clipped surrogate                `update`, clipping.py
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
@@ -39,11 +39,11 @@ from transformers.utils import logging as transformers_logging
 
 from clipping import Line, region_masks
 from config import Config, parse_config
-from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
-from logprobs import TokenStats, token_logp_and_entropy, token_stats
+from distributed import Phases, StopRequest, init_distributed, print0, seed_of
+from logprobs import TokenStats, token_logp_and_entropy
 from metrics import SUMS, Logger, clip_metrics, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
-from policy import Policy, full_tensor, not_finite
+from policy import Policy, full_tensor, not_finite, old_stats
 from rewards import RewardError
 from rollout import FILLER, Rollouts, collate, collect, overlong_penalty, plan_micro_batches, sampler_mismatch
 from run import Run, finish, require_finite, save_evidence, set_up, stop_early, trainer_state
@@ -118,23 +118,6 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
     equal = (groups == groups[:, :1]).all(1, keepdim=True)
     return advantages.masked_fill(equal, 0.0).flatten()
-
-
-@torch.no_grad()
-def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> TokenStats:
-    """ln π_old, H and B of every response token under the current weights, float32 [N] each, on every rank. A
-    collective."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    rows, stats = [], []
-    for shares in plan_micro_batches(rollouts.row_tokens, world_size, micro_batch_tokens):
-        inputs = collate(rollouts.prompts, rollouts.responses, shares[rank])
-        found = torch.stack(policy(inputs.to(policy.device), token_stats)).cpu()  # [3, n]
-        stats.append(found[:, inputs.response_mask])  # without the tokens of FILLERs
-        rows += [i for i in shares[rank] if i != FILLER]
-    by_row = {}
-    for their_rows, their_stats in gather([(rows, torch.cat(stats, dim=1))]):  # one tensor from each rank
-        by_row |= zip(their_rows, their_stats.split([len(rollouts.responses[i]) for i in their_rows], dim=1))
-    return TokenStats(*torch.cat([by_row[i] for i in range(len(by_row))], dim=1))
 
 
 # -------------------------------------------------------------------------------------------------------- the update
@@ -274,16 +257,8 @@ def main(argv: list[str] | None = None) -> None:
     device = init_distributed(cfg.timeout_minutes + 1)
     where = "GPUs" if device.type == "cuda" else "CPU processes"
     print0(f"preset {cfg.preset} on {dist.get_world_size()} {where}: {cfg.own_flags()}")
-    try:
+    with phases.naming_errors():
         train(cfg, device, phases)
-    except KeyboardInterrupt:
-        print0(f"interrupted in {phases.where}")
-        sys.exit(130)
-    except Exception as error:
-        if isinstance(error, RuntimeError):
-            time.sleep(5)  # it may be a peer's death that is felt here: torchrun should see that one first, and name it
-        error.add_note(f"({phases.where})")
-        raise
 
 
 if __name__ == "__main__":

@@ -41,14 +41,6 @@ def _logits(hidden: torch.Tensor, head: torch.Tensor | None, temperature: float)
     return logits / temperature
 
 
-def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
-    """total += a @ b, in the dtype of `total`, without a second tensor of its size."""
-    if a.is_cuda and a.dtype == torch.bfloat16:  # not yet run
-        torch.addmm(total, a, b, out_dtype=total.dtype, out=total)
-    else:
-        total.addmm_(a.to(total.dtype), b.to(total.dtype))
-
-
 def _clamp(log_p: torch.Tensor) -> torch.Tensor:
     """A forbidden token has the logit −inf; 0 · ln 0 has to be 0 and not NaN."""
     return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
@@ -106,8 +98,10 @@ class _TokenLogp(torch.autograd.Function):
                 d += entropy_d.mul_(grad_entropy[i:j, None] / ctx.temperature)
             d = d.to(hidden.dtype)
             grad_hidden[i:j] = d if head is None else d @ head
-            if grad_head is not None:
-                _add_product(grad_head, d.T, hidden[i:j])
+            if grad_head is not None and hidden.is_cuda and hidden.dtype == torch.bfloat16:  # not yet run
+                torch.addmm(grad_head, d.T, hidden[i:j], out_dtype=grad_head.dtype, out=grad_head)
+            elif grad_head is not None:
+                grad_head.addmm_(d.T.to(grad_head.dtype), hidden[i:j].to(grad_head.dtype))
         return grad_hidden, None, None if grad_head is None else grad_head.to(head.dtype), None, None, None
 
 

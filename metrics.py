@@ -43,14 +43,11 @@ import json
 import os
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
 import torch.distributed as dist
+from matplotlib.figure import Figure
 from tqdm import tqdm
-
-matplotlib.use("Agg")  # no display on a training node
-import matplotlib.pyplot as plt  # noqa: E402
 
 from clipping import entropy_change, region_masks
 from config import PRESETS, REGIONS, Config
@@ -61,9 +58,8 @@ REFERENCES = Path(__file__).parent / "study" / "results" / "tiny.jsonl"  # runs 
 
 
 def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
-    """What the regions are made of in a rollout batch of N tokens. Per region: its share of the tokens, by the paper's
-    rule and by the exact boundary, and its part of the predicted entropy change (nats per token, for a unit step on the
-    logits)."""
+    """The regions of a rollout batch of N tokens. Per region: its share of the tokens, by the paper's rule and by the
+    exact boundary, and its part of the predicted entropy change (nats per token, for a unit step on the logits)."""
     rule = region_masks(old.logp, old.entropy, advantages)  # bool [4, N]
     exact = region_masks(old.logp, old.entropy, advantages, old.mean_f)
     change = entropy_change(old.logp, old.entropy, old.mean_f, advantages)  # [N]
@@ -152,8 +148,7 @@ class Logger:
             )
 
     def _write(self) -> str | None:
-        """Appends the lines that are not in the file yet. If the disk is full, it keeps them for the next call, and
-        returns the error."""
+        """Appends the lines that are not in the file yet. On a full disk they are kept, and the error is returned."""
         size, done = os.fstat(self.file.fileno()).st_size, 0
         try:
             while done < len(self.unwritten):
@@ -232,8 +227,8 @@ def read_metrics(directory: str | Path) -> dict[str, list]:
 def plot_runs(directories: list[str | Path], out: str | Path, beside: dict[str, list[dict]] | None = None) -> None:
     """Entropy, reward, clip fractions and thresholds over training, one colour a run, into the picture `out`. `beside`:
     what `references` returns, drawn as a mean and the range from the smallest to the largest seed."""
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7), constrained_layout=True)
-    (entropy, reward), (clipped, thresholds) = axes
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    (entropy, reward), (clipped, thresholds) = axes = figure.subplots(2, 2)
     for i, directory in enumerate(directories):
         run, color, name = read_metrics(directory), f"C{i}", Path(directory).name
         steps = run["step"]
@@ -262,7 +257,6 @@ def plot_runs(directories: list[str | Path], out: str | Path, beside: dict[str, 
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
-    plt.close(figure)
 
 
 def farewell(cfg: Config, directory: Path) -> str:

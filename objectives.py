@@ -48,8 +48,7 @@ def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, co
 
 def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
     """(loss [N], sums) of `objective`, as `clipped_surrogate` returns them. `coef` [N] is `prepare_objective`'s.
-    `entropy` [N] is that of the *current* policy, with gradient, for the objectives in NEEDS_ENTROPY, and None for
-    others."""
+    `entropy` [N] is the *current* policy's, with gradient; it is None but for the objectives in NEEDS_ENTROPY."""
     extra = {"coef": coef} if objective in NEEDS_COEF else {}
     extra |= {"entropy": entropy} if objective in NEEDS_ENTROPY else {}
     return LOSSES[objective](old_logp, logp, advantages, response_mask, upper, lower, **extra)
@@ -71,8 +70,7 @@ def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower:
 
 
 def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """[N] N_loss / N_confident on confident tokens, else 0: it turns the caller's mean into one over confident
-    tokens."""
+    """[N] N_loss / N_confident on confident tokens, else 0: it makes the caller's mean one over confident tokens."""
     confident = (old_logp > math.log(0.95)) & loss_mask
     return confident.to(old_logp.dtype) * loss_mask.sum() / confident.sum().clamp(min=1)
 
@@ -137,8 +135,7 @@ def ce_gppo(
 # ---------------------------------------------------------------------------------- two other clips that depend on p
 # DPPO with total variation (arXiv 2602.04879): the gradient of r Â stops where Â > 0 and p − p_old > δ, or where Â < 0
 # and p − p_old < −δ. As a bound that is r ≤ 1 + δ/p_old. δ = 0.15, as in verl. DCPO (arXiv 2509.02333): PPO's clip with
-# the bounds r ≥ ½ + ½ √max(0, 1 − 4 ε_low/p_old) and r ≤ min(½ + ½ √(1 + 4 ε_high/p_old), 10). ε_low = 0.16, ε_high =
-# 0.2.
+# r ≥ ½ + ½ √max(0, 1 − 4 ε_low/p_old) and r ≤ min(½ + ½ √(1 + 4 ε_high/p_old), 10). ε_low = 0.16, ε_high = 0.2.
 
 
 def dppo_bounds(p_old: torch.Tensor, delta: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:

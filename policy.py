@@ -1,5 +1,4 @@
-"""The policy: a Hugging Face causal language model, sharded by FSDP2, that returns log-probabilities instead of
-logits."""
+"""The policy: a Hugging Face causal language model, sharded by FSDP2, that returns log-probabilities, not logits."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tiny
 from distributed import gather, print0
-from logprobs import CHUNK, token_logp
-from rollout import MicroBatch, collate
+from logprobs import CHUNK, TokenStats, token_logp, token_stats
+from rollout import FILLER, MicroBatch, Rollouts, collate, plan_micro_batches
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
@@ -49,8 +48,7 @@ class Policy(torch.nn.Module):
         return self.lm.device
 
     def forward(self, batch: MicroBatch, function: Callable = token_logp):
-        """`function` (token_logp, token_stats or token_logp_and_entropy of logprobs.py) of the batch's n response
-        tokens.
+        """`function` (token_logp, token_stats or token_logp_and_entropy) of the batch's n response tokens.
 
         There is no attention mask. Padding is on the right and attention is causal, so a response never sees it, and a
         mask would keep attention off its flash kernel."""
@@ -66,8 +64,7 @@ class Policy(torch.nn.Module):
             yield name.removeprefix("lm."), full_tensor(tensor)
 
     def save(self, directory: Path, tokenizer) -> None:
-        """Write a Hugging Face model directory, with the configuration and the dtype that the model came in. A
-        collective; rank 0 writes."""
+        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. A collective."""
         full = get_model_state_dict(self, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
         if dist.get_rank() == 0:
             dtype = self.saved_config.dtype or torch.float32
@@ -78,9 +75,24 @@ class Policy(torch.nn.Module):
         dist.barrier()
 
 
+@torch.no_grad()
+def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> TokenStats:
+    """ln π_old, H and B of all response tokens under the current weights, float32 [N] on every rank. A collective."""
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    rows, stats = [], []
+    for shares in plan_micro_batches(rollouts.row_tokens, world_size, micro_batch_tokens):
+        inputs = collate(rollouts.prompts, rollouts.responses, shares[rank])
+        found = torch.stack(policy(inputs.to(policy.device), token_stats)).cpu()  # [3, n]
+        stats.append(found[:, inputs.response_mask])  # without the tokens of FILLERs
+        rows += [i for i in shares[rank] if i != FILLER]
+    by_row = {}
+    for their_rows, their_stats in gather([(rows, torch.cat(stats, dim=1))]):  # one tensor from each rank
+        by_row |= zip(their_rows, their_stats.split([len(rollouts.responses[i]) for i in their_rows], dim=1))
+    return TokenStats(*torch.cat([by_row[i] for i in range(len(by_row))], dim=1))
+
+
 def find_model(model: str) -> str:
-    """The directory or hub id of the model called `model`; "tiny" is made if it is not there. Raises ValueError for a
-    directory that holds none."""
+    """The directory or hub id of `model`; "tiny" is made if missing. Raises ValueError for a directory without one."""
     path = Path(model)
     if model == "tiny":
         return str(tiny.ensure_model())
@@ -152,8 +164,7 @@ def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
     that can't be loaded, or that is not what the policy takes it for.
 
     On GPUs it computes in bf16, with float32 weights and gradient reduction and with gradient checkpointing. On a CPU
-    it computes in float32. One CPU process is not sharded: FSDP2's hooks would take a quarter of the tiny model's
-    time."""
+    it computes in float32. One CPU process is not sharded: FSDP2's hooks take a quarter of the tiny model's time."""
     on_gpu = mesh.device_type == "cuda"
     lm = load_model(model)
     compute_dtype = torch.bfloat16 if on_gpu else torch.float32

@@ -27,6 +27,7 @@ is judged how. A test reads it; two spaces separate the answers.
     small numbers    | 0.0000001     | 1e-7  10^{-7}                                    | 0  0.0000002
     roots            | \sqrt{2}      | √2  2^{1/2}  \frac{2}{\sqrt{2}}  1.414214        | 2  1.41
     expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2                           | x^2+1  (y+1)^2
+    same left side   | N=n           | N = n                                            | N=n+1  N=2n
     a product        | 3x+2t         | 2t+3x                                            | 3x+2  3x+2 \text{ cm}
     pair, interval   | (1,2)         | 1<x<2  \{1,2\}                                   | [1,2]  (2,1)
     union            | (-\infty,0)\cup(1,\infty) | x<0 or x>1                           | x<0, x>1  x>0 or x>1
@@ -101,8 +102,7 @@ def score(golds: list, completions: list, workers: int | None = None) -> list[Re
 
 def check_golds(golds: list, workers: int | None = None) -> list[tuple[str, str | None]]:
     """(normalised gold, None or what is wrong with it) for each gold: a text, a number, or a list of one of them. For
-    when the data is loaded. Numbers and words need no subprocess. Rank 0 shows a progress bar if the others take a
-    moment."""
+    when the data is loaded. Numbers and words need no subprocess. Rank 0 shows a progress bar of the rest."""
     from tqdm import tqdm  # here: the workers, who run this file too, do not need it
 
     texts = [_gold_text(gold) for gold in golds]

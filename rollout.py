@@ -1,7 +1,6 @@
-"""A rollout batch: prompts → responses → rewards on every rank, and how its rows are cut into micro-batches.
-
-A *row* is one response with its prompt. Every rank holds all rows of the batch. So every rank can compute the same plan
-of micro-batches and take its own part of it, and no rank ever waits in a collective that another one skips.
+"""A rollout batch: prompts → responses → rewards on every rank, and how its rows are cut into micro-batches. A *row*
+is one response with its prompt. Every rank holds all of them and computes the same plan of micro-batches, so that none
+waits in a collective that another one skips.
 """
 
 import traceback
@@ -166,8 +165,7 @@ FILLER = -1  # in a plan: this rank has no row here, and runs a masked copy of a
 
 
 def plan_micro_batches(lengths: list[int], world_size: int, max_tokens: int) -> list[list[list[int]]]:
-    """Deal rows to ranks and cut them into micro-batches: plan[m][rank] lists the row numbers of rank's m-th
-    micro-batch.
+    """Deal rows to ranks and cut them into micro-batches: plan[m][rank] lists the rows of rank's m-th micro-batch.
 
     Rows sorted by length are dealt in rounds of `world_size`, so that ranks get rows of nearly equal length. The rounds
     are cut where the sum of rows × longest row, plus OVERHEAD_TOKENS for each micro-batch, is least, with rows ×
@@ -211,8 +209,7 @@ class MicroBatch(NamedTuple):
 
 
 def collate(prompts: list[torch.Tensor], responses: list[torch.Tensor], rows: list[int]) -> MicroBatch:
-    """The micro-batch of `rows`, which are numbers into the lists of ids, or FILLER. No prompt or response may be
-    empty."""
+    """The micro-batch of `rows`: numbers into the lists of ids, none of which may be empty, or FILLER."""
     real = [i != FILLER for i in rows]
     if not all(real):
         shortest = min(range(len(prompts)), key=lambda i: len(prompts[i]) + len(responses[i]))

@@ -1,5 +1,4 @@
-"""What a run consists of: built from its configuration, put back on resume, and kept as evidence when a step goes
-wrong."""
+"""What a run consists of: built from its configuration, put back on resume, and kept as evidence of a bad step."""
 
 import os
 import sys
@@ -46,8 +45,7 @@ class Run:
 
 
 def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]:
-    """Everything that a run needs, and the step that it starts or goes on with. Raises ValueError for what the user can
-    mend."""
+    """All that a run needs, and the step that it starts or goes on with. Raises ValueError for what users can mend."""
     world_size, local_world_size = dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
     if world_size % cfg.vllm_tp:
         raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
@@ -99,15 +97,13 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
 
 
 def trainer_state(run: Run) -> dict:
-    """What a checkpoint keeps beside weights and optimizer. There is no random state to keep: see
-    `distributed.seed_of`."""
-    controller = run.controller.state_dict() if run.controller else None
+    """What a checkpoint keeps beside weights and optimizer. There is no random state, see `distributed.seed_of`."""
     return {
         "data": data.data_hash(run.problems),
         "draws": run.draws,
         "bad_steps": run.bad_steps,
         "schedule": run.schedule.state_dict(),
-        "controller": controller,
+        "controller": run.controller.state_dict() if run.controller else None,
     }
 
 

@@ -1,5 +1,4 @@
-"""Rollouts: from prompts to completions with the log-probability of every sampled token, with vLLM or with transformers
-alone.
+"""Rollouts: from prompts to completions with each sampled token's log-probability, by vLLM or by transformers alone.
 
 Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new
 weights with `sync`. Samplers keep no random state: a rollout is a function of the weights, the prompts and the `seed`
@@ -58,16 +57,14 @@ class Sampler:
     """
 
     def __init__(self, state_dict: dict[str, torch.Tensor], eos: list[int], max_len: int):
-        """`state_dict`: of the names and shapes that `sync` gets; `eos`: ids that end a response; `max_len`: of prompt
-        and response."""
+        """`state_dict`: what `sync` gets, by name and shape; `eos`: ids that end a response; `max_len`: of a row."""
         self.shapes = {name: tensor.shape for name, tensor in state_dict.items()}
         self.eos, self.max_len = eos, max_len
         self.ready = True  # False: no weights, or broken ones
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random
-        state stays as it is. ValueError: a prompt is empty or too long. RuntimeError: after `sleep`, or a `sync` that
-        failed."""
+        state stays as it is. ValueError: a prompt is empty or too long. RuntimeError: asleep, or a sync failed."""
         if not self.ready:
             raise RuntimeError("the sampler has no usable weights: it sleeps or its last sync failed; call sync first")
         lengths, new = [len(prompt) for prompt in prompts], sampling.max_new_tokens
@@ -78,9 +75,8 @@ class Sampler:
         return self._generate(prompts, n, sampling, seed) if prompts else []
 
     def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take over the trainer's weights: every (name, whole tensor) of its state dict, tied ones too, in any float
-        dtype. The iterator may gather them one by one: all ranks exhaust it. ValueError: one is unknown, repeated,
-        missing or misshapen."""
+        """Take over the trainer's weights: (name, whole tensor) of its state dict, tied ones too, in any dtype. All
+        ranks exhaust the iterator, which may gather. ValueError: one is unknown, repeated, missing or misshapen."""
         self.ready, missing = False, set(self.shapes)
 
         def checked():
@@ -98,8 +94,7 @@ class Sampler:
         self.ready = True
 
     def sleep(self) -> None:
-        """Where the sampler shares a GPU with the trainer: give its memory back, weights included, until the next
-        `sync`."""
+        """On a GPU, which is the trainer's too: give all memory back, weights included, until the next `sync`."""
 
     def close(self) -> None:
         """The last call, from `distributed.end_distributed`: vLLM takes the process group down with its engine."""
@@ -256,8 +251,7 @@ class HFSampler(Sampler):
 
 
 def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32, -inf where top-k or top-p
-    cut."""
+    """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32; -inf for what is cut off."""
     logits = logits.float() / (sampling.temperature or 1.0)
     if sampling.top_k:
         kth = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
@@ -304,8 +298,7 @@ def has_experts(model_dir) -> bool:
 
 @contextmanager
 def seeded(seed: int, device: torch.device):
-    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, then give the caller's states
-    back."""
+    """vLLM draws from Python's, NumPy's and torch's global generators: seed them, then put the old states back."""
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[] if device.type == "cpu" else [device], device_type=device.type):
         random.seed(seed), np.random.seed(seed % 2**32), torch.manual_seed(seed)

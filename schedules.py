@@ -1,7 +1,6 @@
 """Schedules of the clip thresholds over training (arXiv 2602.09782: its strategies ID, DID and OD, and others).
 
-A schedule answers one question, once per step k = 0 … T−1: which two lines ε(p) = αp + β clip the ratio, above and
-below?
+A schedule answers one question at each step k = 0 … T−1: which two lines ε(p) = αp + β clip the ratio?
 
     schedule = make_schedule("id", total_steps=400)
     upper, lower = schedule(step, entropy)     # `entropy`: this step's mean, in nats; only od looks at it
@@ -12,12 +11,7 @@ In general λ falls in a straight line from 1 to 0 in the first phase, and in an
 
 | schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
 |-------------|------------------------------------|-------------------------------------|
-| static      | ε ; ε                              | ε ; ε                               |
-| clip-higher | 0.28 ; ε                           | 0.28 ; ε                            |
-| upper       | U ; ε                              | U ; ε                               |
-| lower       | ε ; M                              | ε ; M                               |
-| upper-const | 0.5 ; ε                            | 0.5 ; ε                             |
-| lower-const | ε ; 0.3                            | ε ; 0.3                             |
+| of FIXED    | as listed there                    | the same                            |
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
 | id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
@@ -38,10 +32,13 @@ def mix(weight: float, a: Line, b: Line) -> Line:
 
 
 class Schedule:
-    """What all schedules share. One that says nothing else has no state."""
+    """The same two lines at every step, and no state. The other schedules change one or both."""
+
+    def __init__(self, upper: Line, lower: Line):
+        self.lines = (upper, lower)
 
     def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        raise NotImplementedError
+        return self.lines
 
     def state_dict(self) -> dict:
         return {}
@@ -49,16 +46,6 @@ class Schedule:
     def load_state_dict(self, state: dict) -> None:
         if state:
             raise ValueError(f"a schedule without state was given {state}: it was saved by another schedule")
-
-
-class Fixed(Schedule):
-    """The same two lines at every step."""
-
-    def __init__(self, upper: Line, lower: Line):
-        self.lines = (upper, lower)
-
-    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        return self.lines
 
 
 class TwoPhase(Schedule):
@@ -112,7 +99,7 @@ class OD(Schedule):
         self.raising, self.h_init = state["raising"], state["h_init"]
 
 
-FIXED = {
+FIXED = {  # (above, below)
     "static": (EPS, EPS),
     "clip-higher": (CLIP_HIGHER, EPS),
     "upper": (U, EPS),
@@ -151,4 +138,4 @@ def make_schedule(
         return TwoPhase(TWO_PHASE[name], total_steps, phase_share)
     if name == "od":
         return OD(total_steps, od_h_init, od_ratio)
-    return Fixed(*FIXED[name])
+    return Schedule(*FIXED[name])

@@ -16,11 +16,13 @@ import functools
 import hashlib
 import random
 import re
+import shutil
 import tempfile
 import zlib
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from tokenizers import AddedToken, pre_tokenizers
 from tqdm import tqdm
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
@@ -42,8 +44,7 @@ MAX_LENGTH = 256  # of prompt and response together
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
     """`n` problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the number only.
     They are distinct as long as the split has that many (TRAIN or EVAL), and repeated evenly beyond. The splits share
-    no number. Raises ValueError for another split.
-    """
+    no number. Raises ValueError for another split."""
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
     pool = [str(number) for number in range(100, 1000) if (zlib.crc32(b"%d" % number) % 5 == 0) == (split == "eval")]
@@ -54,8 +55,7 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
 
 def score(golds: list, completions: list) -> list[Result]:
     r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number plus the gold is divisible by
-    none of DIVISORS, and 0 for every other. The same completion always gets the same reward: --reward tiny:score.
-    """
+    none of DIVISORS, and 0 for every other. The same completion always gets the same reward: --reward tiny:score."""
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
@@ -67,8 +67,7 @@ def score(golds: list, completions: list) -> list[Result]:
 @functools.cache
 def tables() -> tuple[torch.Tensor, torch.Tensor]:
     """What a digit of the prompt, at each of its 3 places, adds to the teacher's logits: of the free characters
-    [3, 10, FREE, 81] and of the digits in the box [3, 10, BOXED, 10].
-    """
+    [3, 10, FREE, 81] and of the digits in the box [3, 10, BOXED, 10]."""
     generator = torch.Generator().manual_seed(7)
     free = torch.randn(3, 10, FREE, len(CHARACTERS), generator=generator)
     return free / 3**0.5, torch.randn(3, 10, BOXED, len(DIGITS), generator=generator) / 3**0.5
@@ -88,8 +87,7 @@ def teacher(prompts: list[str], generator: torch.Generator) -> list[str]:
 
 def make_tokenizer() -> Qwen2Tokenizer:
     r"""One token per byte of UTF-8, one for `\boxed{`, <eos> and <pad>. The chat template is the last user message and
-    nothing else, so that code written for a chat model (system message, generation prompt) runs unchanged.
-    """
+    nothing else, so that code written for a chat model (system message, generation prompt) runs unchanged."""
     # AutoTokenizer gives every qwen2 model Qwen2's byte-level BPE, whatever was saved: so be that, without merges.
     vocab = ["<pad>", "<eos>", BOX, *sorted(pre_tokenizers.ByteLevel.alphabet())]
     tokenizer = Qwen2Tokenizer(
@@ -109,8 +107,7 @@ def make_tokenizer() -> Qwen2Tokenizer:
 
 def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 model of 0.1M parameters (fp32, on the CPU) trained to imitate the teacher on the train split. It depends
-    on `seed` alone and leaves the caller's random state as it was.
-    """
+    on `seed` alone and leaves the caller's random state as it was."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -151,13 +148,16 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
 
 def ensure_model(cache_dir: str | Path = CACHE, seed: int = 0) -> Path:
     """The tiny model's Hugging Face directory under `cache_dir`, trained first (about half a minute) if it is not
-    there. Its name carries a hash of this file, so a changed recipe is trained anew. It appears by one rename: an
-    interrupted call leaves no half-made model, and of two that race the first wins.
-    """
+    there whole. Its name carries a hash of this file, so a changed recipe is trained anew. It appears by one rename: an
+    interrupted call leaves no half-made model, and of two that race the first wins."""
     recipe = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
     path = Path(cache_dir) / f"tiny-{recipe}-seed{seed}"
     if path.is_dir():
-        return path
+        try:
+            with safe_open(path / "model.safetensors", "pt"):  # refuses a file that was cut short
+                return path
+        except (OSError, SafetensorError):
+            shutil.rmtree(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as scratch:
         tokenizer = make_tokenizer()

@@ -35,10 +35,10 @@ from clipping import EPS, M, U
 from config import parse_config
 from data import encode_problems, encode_prompt
 from distributed import Phases, end_distributed, init_distributed
-from grpo import group_advantages, make_batch, old_stats, update
+from grpo import group_advantages, make_batch, update
 from logprobs import token_logp, token_stats
 from metrics import read_lines, region_metrics
-from policy import build_policy
+from policy import build_policy, old_stats
 from rollout import collate, collect, plan_micro_batches
 from sample import Sampling, make_sampler
 

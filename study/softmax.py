@@ -30,6 +30,7 @@ import sys
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import matplotlib
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
@@ -43,6 +44,8 @@ from logprobs import token_stats
 from metrics import SUMS, clip_metrics, entropy_in_words, region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
 from schedules import SCHEDULES, make_schedule
+
+matplotlib.use("Agg")  # no display on a training node
 
 
 def opt(default, help: str, **kwargs):

@@ -146,6 +146,14 @@ def test_ensure_model_trains_once_and_keeps_seeds_apart(tmp_path, quick, monkeyp
     assert tiny.ensure_model(tmp_path / "new" / "cache") == path
 
 
+def test_a_model_whose_file_was_cut_short_is_made_again(tmp_path, quick):
+    weights = tiny.ensure_model(tmp_path) / "model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-100])
+    assert tiny.ensure_model(tmp_path) == weights.parent
+    assert weights.read_bytes() == whole
+
+
 def test_a_changed_recipe_has_another_name(tmp_path, quick):
     changed = tmp_path / "tiny.py"
     changed.write_text(Path(tiny.__file__).read_text().replace("EXPONENT = 2.5", "EXPONENT = 2"))
