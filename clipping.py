@@ -10,7 +10,7 @@ Every function works on tensors of any shape, with one element per token. The no
     r       π_θ(a|s) / π_old(a|s), the ratio to the probability at rollout time
     Â       the advantage of the token
     H       the entropy of π(·|s), in nats
-    f(a)    p (ln p + H), the sampled token's own term in the gradient of H, and B = E_{x~π}[f(x)], its mean
+    f(a)    p (ln p + H), which is −∂H/∂z_a for the logit z_a, and B = E_{x~π}[f(x)], its mean
     ε(p)    a threshold, always a line αp + β: the pair (α, β) is a `Line`. PPO's constant ε is the line (0, ε)
 
     J = E[ min( r Â,  clip(r, 1 − ε_low(p), 1 + ε_high(p)) Â ) ]
@@ -55,8 +55,8 @@ def masked_loss(loss, old_logp, response_mask, log_ratio, ratio, clip_high, clip
         "tokens": response_mask.sum(),
         "clip_high": clip_high.sum(),
         "clip_low": clip_low.sum(),
-        "clip_high_p": p_old[clip_high].sum(),
-        "clip_low_p": p_old[clip_low].sum(),
+        "clip_high_p": (p_old * clip_high).sum(),
+        "clip_low_p": (p_old * clip_low).sum(),
         "kl": (ratio - 1 - log_ratio).detach().sum(),
         "ratio_clamped": (log_ratio.abs() > MAX_LOG_RATIO).sum(),
     }

@@ -95,7 +95,7 @@ class Config:
     resume: str | None = opt(None, "go on with this run; auto: with the one above, or start it", metavar="DIR")
     seed: int = opt(0, "seeds data order, rollouts and mini-batches")
     # schedule
-    phase_share: float = opt(0.5, "id, did: the first phase's share of the run")
+    phase_share: float = opt(0.5, "id, id-up, did: the first phase's share of the run")
     od_h_init: float | None = opt(None, "od: entropy (nats) that its band starts from; default: the first step's")
     od_ratio: float = opt(0.2, "od: the lower end of its band as a share of od_h_init")
     # objective

@@ -7,7 +7,7 @@
 
 | `--objective`  | class         | what the number is                                  | source           |
 |----------------|---------------|-----------------------------------------------------|------------------|
-| track          | Track         | the gain u of `clipping.region_weights`               | this repository  |
+| track          | Track         | the gain u of `clipping.region_weights`             | this repository  |
 | adaptive-bonus | AdaptiveBonus | the coefficient c of an entropy bonus               | arXiv 2505.22312 |
 | entropic       | EntroPIC      | the coefficient α of a loss on confident tokens     | arXiv 2511.15248 |
 | entrocraft     | Entrocraft    | −1, 0 or 1: which responses are trained             | arXiv 2604.26326 |
@@ -95,9 +95,9 @@ class Track(Controller):
         e_k = ln(target(k + 1) / H_k)        u_k = clip(kp e_k + ki Σ e, −1, 1)        u > 0 asks for more entropy
 
     The target is that of the next step, which feeds its slope forward. The error is a ratio because u's effect on H is
-    about proportional to H: ln H moves by b u in a step. In an earlier experiment b was about 0.3, at any H.
+    about proportional to H: ln H moves by b u in a step. We saw b between 0.1 and 0.3.
 
-    The defaults kp = 4 and ki = 0.2 follow from b. The loop is stable for kp b < 2, that is for b < 0.5. Its time
+    The defaults are kp = 4 and ki = 0.2. The loop is stable for (kp + ki / 2) b < 2, that is for b < 0.49. Its time
     constant is 1 / (kp b) steps. Its damping (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. A large model at a
     small learning rate, say b = 0.02, lags the target by about a dozen steps. If H swings about the target, lower kp;
     if H trails too far behind, raise it.
@@ -155,8 +155,8 @@ class Entrocraft(Controller):
 
 
 class Stare(Controller):
-    """W, which moves by α = 0.01 within [1, 1.5], up while H is below the target; above the target it is not used,
-    which is W = 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's fixed weight 1.1."""
+    """W, which moves by α = 0.01 within [1, 1.5], up while H is below the target and down otherwise. Above the target
+    it is not used, which is W = 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's fixed weight 1.1."""
 
     start = 1.1
 

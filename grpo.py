@@ -14,8 +14,8 @@ One step k of T, which is `training_step` below:
     6  several optimizer steps on the clipped surrogate                `update`, clipping.py
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
 
-Compared with PPO there is no critic, no KL term and no entropy bonus, and the clip thresholds move. With `--schedule
-static` it is GRPO with DAPO's mean over tokens. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
+Compared with PPO there is no critic, and compared with GRPO no KL term. The loss is DAPO's mean over tokens, and the
+clip thresholds move, but for `--schedule static`. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
 2), see `--is-correction`. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So
 mini-batches, their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an
 update does not depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of
@@ -52,7 +52,7 @@ from run import Run, finish, require_finite, save_evidence, set_up, stop_early, 
 
 
 def training_step(run: Run, step: int) -> dict:
-    """The seven steps above, for one rollout batch. Returns the step's line of metrics.jsonl. A collective."""
+    """The seven steps listed above, for one rollout batch. Returns the step's line of metrics.jsonl. A collective."""
     cfg, policy, phases = run.cfg, run.policy, run.phases
 
     # 1, 2: prompts -> responses -> rewards. Each rank takes its share of the prompts, then every rank gets everything.
@@ -156,8 +156,8 @@ def update(
     policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line, skips_left: int = 0
 ) -> dict[str, float]:
     """`cfg.epochs` passes over the batch in `cfg.mini_batches` optimizer steps each. The loss is a token mean: the sum
-    over a mini-batch's tokens on all ranks, divided once by their number. Returns clip fractions and the like, over all
-    optimizer steps and ranks. A collective.
+    over a mini-batch's tokens on all ranks, divided once by their number, those of weight 0 included. Returns clip
+    fractions and the like, over all optimizer steps and ranks. A collective.
 
     A gradient that is not finite never reaches the weights. `skips_left` such optimizer steps are left out and
     counted; one more raises FloatingPointError on every rank."""
@@ -180,7 +180,7 @@ def update(
 
                 # [n] each
                 logp, entropy = policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
-                tokens = dict(
+                arguments = dict(
                     old_logp=batch.old_logp[here].to(device),
                     logp=logp,
                     advantages=batch.advantages[here].to(device),
@@ -190,12 +190,12 @@ def update(
                     coef=batch.coef[here].to(device),
                     entropy=entropy,
                 )
-                loss, sums = token_loss(cfg.objective, **tokens)  # grpo: `clipping.clipped_surrogate`
+                loss, sums = token_loss(cfg.objective, **arguments)  # grpo: `clipping.clipped_surrogate`
                 loss = (loss * weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
-                tokens["response_mask"] = tokens["response_mask"] & batch.surprising[here].to(device)
+                arguments["response_mask"] = arguments["response_mask"] & batch.surprising[here].to(device)
                 with torch.no_grad():
-                    _, of_surprising = token_loss(cfg.objective, **tokens)  # clipped above: in E2, below: in E4
+                    _, of_surprising = token_loss(cfg.objective, **arguments)  # clipped above: in E2, below: in E4
                 sums |= {"clip_high_E2": of_surprising["clip_high"], "clip_low_E4": of_surprising["clip_low"]}
                 totals += torch.stack([sums[name].double() for name in SUMS])
 

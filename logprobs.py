@@ -26,8 +26,8 @@ class TokenStats(NamedTuple):
     mean_f: torch.Tensor  # [N] B = Σ_x p_x² (ln p_x + H) = E_{x~p}[f(x)], see `clipping.token_term`
 
 
-# Products of bfloat16 tensors are returned in float32. Rounded to bfloat16, the logits would be off by 0.01 on average,
-# and the head's gradient, which is a sum over chunks, would depend on their size.
+# Products of bfloat16 tensors are computed in float32, here and in the backward pass. Rounded to bfloat16, the logits
+# would be off by 0.01 on average, and the head's gradient, a sum over chunks, would depend on the size of a chunk.
 
 
 def _logits(hidden: torch.Tensor, head: torch.Tensor | None, temperature: float) -> torch.Tensor:
@@ -106,11 +106,11 @@ class _TokenLogp(torch.autograd.Function):
 
 
 def token_logp(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK) -> torch.Tensor:
-    """ln π(a|s) [N], with gradient to `hidden` and `head`. It keeps N numbers for the backward pass."""
+    """ln π(a|s) [N], with gradient to `hidden` and `head`. For the backward pass it keeps them and N numbers."""
     return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, False)[0]
 
 
 def token_logp_and_entropy(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK):
     """(ln π(a|s), H), both [N] and with gradient, as an entropy bonus needs them. The memory is that of `token_logp`,
-    and one more chunk in the backward pass."""
+    and N more numbers and one more chunk."""
     return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, True)

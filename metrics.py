@@ -267,13 +267,13 @@ def farewell(cfg: Config, directory: Path) -> str:
     entropy, half = run["entropy"], len(run["entropy"]) // 2
     middle = entropy[max(0, half - half // 10) : half + half // 10 + 1]  # a tenth of the run
     story = f"entropy {entropy_in_words(entropy)} nats, and was {np.mean(middle):.2f} at half-time"
-    if static := beside.get("static"):
-        ends = [line["final"]["entropy"] for line in static]
-        start = np.mean([line["h_init"] for line in static])
-        then = np.mean([np.interp(half, line["curves"]["step"], line["curves"]["entropy"]) for line in static])
+    for label, lines in beside.items():
+        ends = [line["final"]["entropy"] for line in lines]
+        start = np.mean([line["h_init"] for line in lines])
+        then = np.mean([np.interp(half, line["curves"]["step"], line["curves"]["entropy"]) for line in lines])
         story += (
-            f"; static GRPO: {start:.2f} at the start, {then:.2f} at half-time, {np.mean(ends):.2f} at the end "
-            f"(means of {len(ends)} seeds, which end between {min(ends):.2f} and {max(ends):.2f})"
+            f"\n{label}, mean of {len(ends)} seeds: {start:.2f} at the start, {then:.2f} at half-time, "
+            f"{np.mean(ends):.2f} at the end ({min(ends):.2f} to {max(ends):.2f})"
         )
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (

@@ -6,7 +6,7 @@ element per token, [N]. An objective consists of at most two parts:
     prepare_objective   once per step, from π_old and the whole rollout batch: each token's `weights`, which multiply
                         its loss, and its `coef`, a number that the loss needs. The originals often look at the
                         current policy and at one micro-batch. Here no result may depend on the micro-batches.
-    token_loss          once per micro-batch: the loss of each token, called like `clipping.clipped_surrogate`
+    token_loss          once per micro-batch: the loss of each token, as `clipping.clipped_surrogate` returns it
 """
 
 import math
@@ -83,11 +83,11 @@ def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line
 
 
 # ----------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv 2505.22617
-# cov_t = (Â_t − mean Â)(ln p_t − mean ln p) over the batch's tokens is what makes entropy fall: a step η changes
-# it by about −η Cov(ln π, π Â). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken among
-# those with cov in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B)
-# with the largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those that
-# clipping has stopped already.
+# What makes entropy fall, to first order, is a covariance of ln π and Â. Token t's share of it in the batch is cov_t =
+# (Â_t − mean Â)(ln p_t − mean ln p). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken
+# among those with cov in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4
+# for 32B) with the largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those
+# that clipping has stopped already.
 
 
 def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -116,9 +116,9 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
 
 
 # ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
-# Inside the bounds it is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r < 1 − ε it
-# is β₁ (1 − ε)/r₀ · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/r₀ · r Â, where r₀ is r as a number without gradient.
-# β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
+# Inside the bounds the objective is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r <
+# 1 − ε it is β₁ (1 − ε)/r₀ · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/r₀ · r Â, where r₀ is r as a number without
+# gradient. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
 
 
 def ce_gppo(

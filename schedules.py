@@ -11,7 +11,7 @@ In general λ falls in a straight line from 1 to 0 in the first phase, and in an
 
 | schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
 |-------------|------------------------------------|-------------------------------------|
-| of FIXED    | as listed there                    | the same                            |
+| in FIXED    | as listed there                    | the same                            |
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
 | id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
@@ -27,7 +27,7 @@ from clipping import CLIP_HIGHER, EPS, Line, M, U
 
 
 def mix(weight: float, a: Line, b: Line) -> Line:
-    """weight · a + (1 − weight) · b, which is a line again."""
+    """weight · a + (1 − weight) · b, which is a line again, and exactly a where both are a."""
     return a if a == b else (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
 
 
@@ -68,7 +68,7 @@ class OD(Schedule):
     """Oscillatory decay: raise entropy once it is down at τ_low, and lower it once it is above τ_high.
 
         τ_low = ratio · H_init        τ_high(k) = τ_low + (H_init − τ_low)(1 − k/T)
-        H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: what step k − 1 did; the first step lowers
+        H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: what step k − 1 did, or at k = 0 lower
         raise: U above, ε below        lower: ε above, M below
 
     At k = T the two levels meet. H_init is the first step's entropy unless it is given. The paper states the ratio 0.2,
@@ -107,7 +107,7 @@ FIXED = {  # (above, below)
     "upper-const": ((0.0, U[1]), EPS),
     "lower-const": (EPS, (0.0, M[1])),
 }
-TWO_PHASE = {  # (above, below) at the start and at the end of the first phase, and of the second one
+TWO_PHASE = {  # ((above, below) at the start, (above, below) at the end) of the first phase, and of the second one
     "id": (((U, EPS), (EPS, EPS)), ((EPS, M), (EPS, EPS))),
     "id-up": (((U, EPS), (EPS, EPS)), ((EPS, EPS), (EPS, EPS))),
     "did": (((EPS, EPS), (U, EPS)), ((U, M), (U, EPS))),
@@ -120,9 +120,8 @@ def make_schedule(
 ) -> Schedule:
     """The schedule called `name`, for a run of `total_steps` (the paper's T) rollout batches.
 
-    `phase_share` is φ, the first phase's share of T in id and did. `od_h_init` (nats; None: the first step's entropy)
-    and `od_ratio` (τ_low / H_init) are the two numbers that the paper leaves open for od. Raises ValueError, which
-    names what is out of range.
+    `phase_share` is φ, the first phase's share of T in id, id-up and did. `od_h_init` (nats; None: the first step's
+    entropy) and `od_ratio` (τ_low / H_init) are od's. Raises ValueError, which names what is out of range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")

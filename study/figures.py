@@ -446,12 +446,13 @@ def bench_table(name: str, runs: Runs) -> str:
             percent = 100 * np.mean([np.mean(line["curves"][f"clip_frac_{side}"]) for line in lines])
             shares = [clipped[f"clip_{side}_{region}"] for clipped in logged]
             cells += [f"{percent:.2f}", f"{100 * np.mean(shares):.0f}" if shares and percent else ""]
+        right_sign = f"{100 * np.mean([line['prediction']['same_sign'] for line in lines]):.0f}"
         errors = [
             f"{100 * np.mean([line[key] for line in lines]):.1f}"
             for key in ("error_true", "error_measured")
             if key in lines[0]
         ]
-        rows.append([*cells, " / ".join(errors)])
+        rows.append([*cells, right_sign, " / ".join(errors)])
     early = ["pass@32 at 0.3 T"] if "pass@32" in runs["static"][0]["curves"] else []
     head = ["method", "seeds", "mean H / first H", "correct at the end", "minus static", "correct over the run", *early]
     head += [
@@ -460,9 +461,10 @@ def bench_table(name: str, runs: Runs) -> str:
         "of them in E2, %",
         "below, %",
         "of them in E4, %",
+        "predicted change has the right sign, % of steps",
         "off the target, % (true / measured)",
     ]
-    return table(f"{name}: {BENCHES.get(name, '')}", head, rows)
+    return table(f"{name}: {BENCHES.get(name, 'linear policy, rewards without noise')}", head, rows)
 
 
 def controls_table(name: str, runs: Runs) -> str:
@@ -528,8 +530,9 @@ def draw(results: Path) -> None:
             print(f"{figure.__name__}: no results of {', '.join(lacking)}")
         else:
             figure(studies, results)
-    names = [name for name in BENCHES if name in studies]
-    tables = [make(name, studies[name]) for make in (bench_table, controls_table) for name in names]
+    names = [name for name in (*BENCHES, "linear-sound") if name in studies]
+    tables = [bench_table(name, studies[name]) for name in names]
+    tables += [controls_table(name, studies[name]) for name in BENCHES if name in studies]
     tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     (results / "tables.md").write_text("\n".join(tables) + "\n")

@@ -73,7 +73,7 @@ def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
     assert metrics.references(tiny_config(schedule="static", **change)) == {}
 
 
-def test_the_farewell_tells_what_the_run_and_static_did_and_draws_both(shipped, tmp_path):
+def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, tmp_path):
     lines = [
         {
             "step": step,
@@ -91,10 +91,8 @@ def test_the_farewell_tells_what_the_run_and_static_did_and_draws_both(shipped, 
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = metrics.farewell(tiny_config(schedule="id"), tmp_path)
     assert "entropy rose from" in text and "and was 1.4" in text  # near the top, at half-time
-    static = (
-        r"static GRPO: 1.00 at the start, \d\.\d\d at half-time, 0.55 at the end \(means of 2 seeds, which end between"
-    )
-    assert re.search(static + r" 0.50 and 0.60\)", text)
+    shipped_seeds = r", mean of 2 seeds: 1.00 at the start, \d\.\d\d at half-time, 0.55 at the end \(0.50 to 0.60\)"
+    assert re.search("static" + shipped_seeds, text) and re.search("id" + shipped_seeds, text)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text = metrics.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
-    assert "entropy rose from" in text and "static GRPO" not in text
+    assert "entropy rose from" in text and "seeds" not in text
