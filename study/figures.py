@@ -38,8 +38,8 @@ T_QUANTILE = {
 }  # 97.5%, by seeds
 SCATTER = {  # what bench.png shows: entropy held, share of correct responses
     "linear": ((0, 1.7), (0, 1.05)),
-    "linear-slow": ((0, 1.7), (0.62, 0.9)),
-    "tiny": ((0, 2.3), (0.37, 0.6)),
+    "linear-slow": ((0, 1.7), (0.6, 0.9)),
+    "tiny": ((0, 2.7), (0.2, 0.65)),
 }
 METHODS = [*SCHEDULES, *CONTROLLERS, *LOSSES]  # in the order of the tables
 BENCHES = {  # the experiments that have every method, and what they are called
@@ -129,6 +129,7 @@ def annotate(axis, points: dict[str, tuple[float, float]]) -> None:
             x, y = np.clip(x, left, right - 0.25 * width), np.clip(y, low + 0.03 * height, high)
         near = [other_y for other_x, other_y in placed if abs(x - other_x) < 0.18 * width]
         moves = sorted((0.006 * height * i for i in range(-40, 41)), key=abs)
+        moves = [d for d in moves if y + d >= low + 0.02 * height]
         move = next(d for d in moves if all(abs(y + d - other_y) > 0.026 * height for other_y in near))
         placed.append((x, y + move))
         line = dict(arrowstyle="-", linewidth=0.4, color="#666666", shrinkA=0, shrinkB=0)
