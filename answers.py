@@ -152,7 +152,8 @@ def is_word(gold: str) -> bool:
 def compare(gold: str, answer: str) -> tuple[bool | None, str, str]:
     """(same, gold, answer) of two normalised texts. If `same` is None, math-verify has to judge the texts."""
     (left, _, right), (other, _, found) = gold.partition("="), answer.partition("=")
-    if right and found and left.strip() == other.strip() != "0":  # math-verify reads N and n as one variable
+    one_equation = right and found and "=" not in right + found  # x=1,y=2 is not x=2,y=1
+    if one_equation and left.strip() == other.strip() != "0":  # math-verify reads N and n as one variable
         return compare(normalise(right), normalise(found))
     (gold_value, gold_unit), (value, unit) = quantity(gold), quantity(answer)
     if re.fullmatch("-?[0-9.]+", gold_value) and (metres := re.fullmatch(r"(-?[0-9.]+) ([mgshlL])", answer)):

@@ -37,6 +37,18 @@ def threshold(p: torch.Tensor, line: Line) -> torch.Tensor:
     return slope * p + intercept
 
 
+def upper_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
+    """The largest ratio that is not clipped, from p_old: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
+    slope, intercept = line
+    return (1 + intercept) / (1 - slope * p_old)
+
+
+def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
+    """The smallest ratio that is not clipped, from p_old: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α p_old)."""
+    slope, intercept = line
+    return (1 - intercept) / (1 + slope * p_old)
+
+
 # -------------------------------------------------------------------------------------------------------- the surrogate
 
 

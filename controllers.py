@@ -95,7 +95,7 @@ class Track(Controller):
         e_k = ln(target(k + 1) / H_k)        u_k = clip(kp e_k + ki Σ e, −1, 1)        u > 0 asks for more entropy
 
     The target is that of the next step, which feeds its slope forward. The error is a ratio because u's effect on H is
-    about proportional to H: ln H moves by b u in a step. We saw b between 0.1 and 0.3.
+    about proportional to H: ln H moves by b u in a step. b depends on the task and the learning rate.
 
     The defaults are kp = 4 and ki = 0.2. The loop is stable for (kp + ki / 2) b < 2, that is for b < 0.49. Its time
     constant is 1 / (kp b) steps. Its damping (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. A large model at a

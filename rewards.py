@@ -28,6 +28,7 @@ is judged how. A test reads it; two spaces separate the answers.
     roots            | \sqrt{2}      | √2  2^{1/2}  \frac{2}{\sqrt{2}}  1.414214        | 2  1.41
     expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2                           | x^2+1  (y+1)^2
     same left side   | N=n           | N = n                                            | N=n+1  N=2n
+    two equations    | x=1,y=2       | y=2,x=1                                          | x=2,y=1  x=1,y=3
     a product        | 3x+2t         | 2t+3x                                            | 3x+2  3x+2 \text{ cm}
     pair, interval   | (1,2)         | 1<x<2  \{1,2\}                                   | [1,2]  (2,1)
     union            | (-\infty,0)\cup(1,\infty) | x<0 or x>1                           | x<0, x>1  x>0 or x>1
