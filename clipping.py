@@ -59,20 +59,10 @@ def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tens
     return log_ratio, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
-def masked_loss(loss, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low):
-    """The loss of each token, 0 where it is masked out, and the sums that `clipped_surrogate` describes."""
-    clip_high, clip_low = response_mask & clip_high, response_mask & clip_low
-    p_old = torch.where(response_mask, old_logp, 0.0).exp()
-    sums = {
-        "tokens": response_mask.sum(),
-        "clip_high": clip_high.sum(),
-        "clip_low": clip_low.sum(),
-        "clip_high_p": (p_old * clip_high).sum(),
-        "clip_low_p": (p_old * clip_low).sum(),
-        "kl": (ratio - 1 - log_ratio).detach().sum(),
-        "ratio_clamped": (log_ratio.abs() > MAX_LOG_RATIO).sum(),
-    }
-    return torch.where(response_mask, loss, 0.0), sums
+def clip_side(ratio, low, high, advantages, response_mask) -> torch.Tensor:
+    """int8, 1 where Â > 0 and the ratio is above `high`, −1 where Â < 0 and it is below `low`, 0 elsewhere."""
+    above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
+    return (above.to(torch.int8) - below.to(torch.int8)) * response_mask
 
 
 def clipped_surrogate(
@@ -82,21 +72,15 @@ def clipped_surrogate(
     response_mask: torch.Tensor,  # bool, True where a token counts
     upper: Line,  # ε_high(p), which binds where Â > 0
     lower: Line,  # ε_low(p), which binds where Â < 0
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise.
 
-    Returns the loss of each token and *sums* over the tokens. The caller divides by its number of tokens, once, over
-    all ranks. The sums add up over micro-batches and ranks, so that clip_frac_high = Σ clip_high / Σ tokens:
-
-        tokens          the number of tokens that count
-        clip_high       tokens whose gradient is cut because Â > 0 and r is above the upper bound
-        clip_low        tokens whose gradient is cut because Â < 0 and r is below the lower bound
-        clip_high_p     the sum of p_old over the former, so that clip_high_p / clip_high is their mean probability
-        clip_low_p      the sum of p_old over the latter
-        kl              r − 1 − ln r, whose mean estimates KL(π_old ‖ π_θ) in nats and is never negative ("k3")
-        ratio_clamped   tokens with |log r| > MAX_LOG_RATIO
+    Returns the loss of each token and its `clip_side`, int8: 1 if its gradient is cut because Â > 0 and r is above the
+    upper bound, −1 if it is cut because Â < 0 and r is below the lower bound, else 0. Both are 0 where a token does not
+    count. The caller divides the sum of the losses by the number of tokens, once, over all ranks.
     """
-    return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
+    low, high = line_bounds(logp, response_mask, upper, lower)
+    return clipped_at(low, high, old_logp, logp, advantages, response_mask)
 
 
 def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
@@ -106,11 +90,10 @@ def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Te
 
 
 def clipped_at(low, high, old_logp, logp, advantages, response_mask):
-    """The loss and the sums of `clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
-    log_ratio, ratio = ratios(old_logp, logp, response_mask)
+    """`clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
+    _, ratio = ratios(old_logp, logp, response_mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    clip_high, clip_low = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
-    return masked_loss(-surrogate, old_logp, response_mask, log_ratio, ratio, clip_high, clip_low)
+    return torch.where(response_mask, -surrogate, 0.0), clip_side(ratio, low, high, advantages, response_mask)
 
 
 # ----------------------------------------------------------------------------------------- entropy and the four regions

@@ -41,7 +41,7 @@ from clipping import Line, region_masks
 from config import Config, parse_config
 from distributed import Phases, StopRequest, init_distributed, print0, seed_of
 from logprobs import TokenStats, token_logp_and_entropy
-from metrics import SUMS, Logger, clip_metrics, region_metrics
+from metrics import SUMS, Logger, clip_metrics, clip_sums, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
 from policy import Policy, full_tensor, not_finite, old_stats
 from rewards import RewardError
@@ -136,6 +136,11 @@ class Batch:
     importance: torch.Tensor  # the importance weights, which are contained in `weights`
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
+    def take(self, here: torch.Tensor, device) -> list[torch.Tensor]:
+        """Of the tokens with these numbers: old_logp, advantages, weights, coef, loss_mask and surprising."""
+        columns = (self.old_logp, self.advantages, self.weights, self.coef, self.loss_mask, self.surprising)
+        return [column[here].to(device) for column in columns]
+
 
 def make_batch(cfg: Config, rollouts: Rollouts, old: TokenStats, advantages, control: float, step: int) -> Batch:
     """Everything about this step's tokens that does not change while the policy is updated."""
@@ -176,28 +181,15 @@ def update(
                 mine = [rows[i] if i != FILLER else FILLER for i in shares[rank]]
                 inputs = collate(rollouts.prompts, rollouts.responses, mine).to(device)
                 here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
-                weights = batch.weights[here].to(device)
+                old_logp, advantages, weights, coef, counts, surprising = batch.take(here, device)
+                counts &= inputs.response_mask & (weights != 0)  # [n], as all of them
 
-                # [n] each
                 logp, entropy = policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
-                arguments = dict(
-                    old_logp=batch.old_logp[here].to(device),
-                    logp=logp,
-                    advantages=batch.advantages[here].to(device),
-                    response_mask=inputs.response_mask & batch.loss_mask[here].to(device) & (weights != 0),
-                    upper=upper,
-                    lower=lower,
-                    coef=batch.coef[here].to(device),
-                    entropy=entropy,
-                )
-                loss, sums = token_loss(cfg.objective, **arguments)  # grpo: `clipping.clipped_surrogate`
+                # for the objective grpo this is `clipping.clipped_surrogate`
+                loss, side = token_loss(cfg.objective, old_logp, logp, advantages, counts, upper, lower, coef, entropy)
                 loss = (loss * weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
-                arguments["response_mask"] = arguments["response_mask"] & batch.surprising[here].to(device)
-                with torch.no_grad():
-                    _, of_surprising = token_loss(cfg.objective, **arguments)  # clipped above: in E2, below: in E4
-                sums |= {"clip_high_E2": of_surprising["clip_high"], "clip_low_E4": of_surprising["clip_low"]}
-                totals += torch.stack([sums[name].double() for name in SUMS])
+                totals += clip_sums(old_logp, logp, counts, side, surprising)
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
             if math.isfinite(norm):  # the same number on every rank
@@ -209,7 +201,7 @@ def update(
 
     dist.all_reduce(totals)  # sums and counts together, divided once
     return {
-        **clip_metrics(dict(zip(SUMS, totals.tolist()))),
+        **clip_metrics(totals),
         "grad_norm": sum(grad_norms) / max(1, len(grad_norms)),
         "bad_steps": bad_steps,
     }

@@ -49,7 +49,7 @@ import torch.distributed as dist
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from clipping import entropy_change, region_masks
+from clipping import MAX_LOG_RATIO, entropy_change, ratios, region_masks
 from config import PRESETS, REGIONS, Config
 from distributed import seed_of
 from logprobs import TokenStats
@@ -74,8 +74,21 @@ def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
 SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
 
 
-def clip_metrics(total: dict[str, float]) -> dict:
-    """What an update did to its tokens, from the sums of `clipping.clipped_surrogate` over all of it, on all ranks."""
+@torch.no_grad()
+def clip_sums(old_logp, logp, response_mask, side, surprising) -> torch.Tensor:
+    """What `clip_metrics` needs of n tokens: sums over them, float64, in the order of SUMS. They add up over
+    micro-batches and ranks. `side` is the tokens' `clipping.clip_side`, and `surprising` marks those of E2 and E4."""
+    log_ratio, ratio = ratios(old_logp, logp, response_mask)
+    p_old = torch.where(response_mask, old_logp, 0.0).exp()
+    high, low = side > 0, side < 0
+    kl, clamped = ratio - 1 - log_ratio, log_ratio.abs() > MAX_LOG_RATIO
+    columns = (response_mask, high, low, p_old * high, p_old * low, surprising & high, surprising & low, kl, clamped)
+    return torch.stack([column.sum(dtype=torch.float64) for column in columns])
+
+
+def clip_metrics(sums: torch.Tensor) -> dict:
+    """What an update did to its tokens, from `clip_sums` over all of it, on all ranks."""
+    total = dict(zip(SUMS, sums.tolist()))
     tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
     return {
         "clip_frac_high": total["clip_high"] / tokens,

@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from clipping import Line, clipped_at, clipped_surrogate, line_bounds, masked_loss, ratios, region_masks, region_weights
+from clipping import Line, clip_side, clipped_at, clipped_surrogate, line_bounds, ratios, region_masks, region_weights
 from logprobs import TokenStats
 
 
@@ -47,7 +47,7 @@ def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, co
 
 
 def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
-    """(loss [N], sums) of `objective`, as `clipped_surrogate` returns them. `coef` [N] is `prepare_objective`'s.
+    """(loss [N], side [N]) of `objective`, as `clipped_surrogate` returns them. `coef` [N] is `prepare_objective`'s.
     `entropy` [N] is the *current* policy's, with gradient; it is None but for the objectives in NEEDS_ENTROPY."""
     extra = {"coef": coef} if objective in NEEDS_COEF else {}
     extra |= {"entropy": entropy} if objective in NEEDS_ENTROPY else {}
@@ -59,8 +59,8 @@ def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper:
 
 
 def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
-    loss, sums = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
-    return loss - torch.where(response_mask, coef * entropy, 0.0), sums
+    loss, side = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
+    return loss - torch.where(response_mask, coef * entropy, 0.0), side
 
 
 # ---------------------------------------------------------------------------------------- EntroPIC, arXiv 2511.15248
@@ -77,9 +77,9 @@ def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Te
 
 def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
     """`coef` [N] is α · `confident_share`."""
-    loss, sums = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
+    loss, side = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
     _, ratio = ratios(old_logp, logp, response_mask)
-    return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), sums
+    return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), side
 
 
 # ----------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv 2505.22617
@@ -109,10 +109,8 @@ def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator
 def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
     """`coef` is β on the tokens that are held back, 0 elsewhere. Nothing is clipped; the thresholds are not used."""
     log_ratio, ratio = ratios(old_logp, logp, response_mask)
-    never = torch.zeros_like(response_mask)
-    return masked_loss(
-        -ratio * advantages + coef * log_ratio.abs(), old_logp, response_mask, log_ratio, ratio, never, never
-    )
+    loss = -ratio * advantages + coef * log_ratio.abs()
+    return torch.where(response_mask, loss, 0.0), torch.zeros_like(response_mask, dtype=torch.int8)
 
 
 # ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
@@ -124,12 +122,12 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
 def ce_gppo(
     old_logp, logp, advantages, response_mask, upper: Line, lower: Line, beta_low: float = 0.75, beta_high: float = 1.0
 ):
-    """ε is the schedule's. clip_high and clip_low count the tokens beyond it, whose gradient is scaled and not cut."""
-    log_ratio, ratio = ratios(old_logp, logp, response_mask)
+    """ε is the schedule's. A token beyond it counts as clipped, although its gradient is scaled and not cut."""
+    _, ratio = ratios(old_logp, logp, response_mask)
     (low, high), frozen = line_bounds(logp, response_mask, upper, lower), ratio.detach()
-    above, below = (advantages > 0) & (frozen > high), (advantages < 0) & (frozen < low)
-    scale = torch.where(above, beta_high * high / frozen, torch.where(below, beta_low * low / frozen, 1.0))
-    return masked_loss(-scale * ratio * advantages, old_logp, response_mask, log_ratio, ratio, above, below)
+    side = clip_side(frozen, low, high, advantages, response_mask)
+    scale = torch.where(side > 0, beta_high * high / frozen, torch.where(side < 0, beta_low * low / frozen, 1.0))
+    return torch.where(response_mask, -scale * ratio * advantages, 0.0), side
 
 
 # ---------------------------------------------------------------------------------- two other clips that depend on p

@@ -34,12 +34,11 @@ def flexible_loss(
             f"loss_mode={LOSS_MODE} was given no thresholds: set trainer.v1.trainer_mode={LOSS_MODE} as well"
         )
     mask = response_mask.bool()
-    loss, sums = clipped_surrogate(old_log_prob, log_prob, advantages, mask, upper, lower)
+    loss, side = clipped_surrogate(old_log_prob, log_prob, advantages, mask, upper, lower)
     if rollout_is_weights is not None:
         loss = loss * rollout_is_weights
     log_ratio = (log_prob - old_log_prob).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    tokens = sums["tokens"].clamp(min=1)
-    high, low = (sums["clip_high"] / tokens).item(), (sums["clip_low"] / tokens).item()
+    high, low = (((side == number).sum() / mask.sum().clamp(min=1)).item() for number in (1, -1))
     metrics = {
         "actor/pg_clipfrac": high + low,
         "actor/clip_frac_high": high,

@@ -41,7 +41,7 @@ from config import REGIONS
 from controllers import CONTROLLERS, TARGETS, Target, Track
 from grpo import group_advantages
 from logprobs import token_stats
-from metrics import SUMS, clip_metrics, entropy_in_words, region_metrics
+from metrics import clip_metrics, clip_sums, entropy_in_words, region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
 from schedules import SCHEDULES, make_schedule
 
@@ -188,7 +188,7 @@ def run(cfg: Settings):
         generator = torch.default_generator
         weights, coef = prepare_objective(cfg.objective, old, advantages, everything, control, generator)
         mask = everything if cfg.train_regions == Settings.train_regions else regions[trained].any(0)
-        totals = dict.fromkeys(SUMS, 0)
+        totals = 0
         for _ in range(cfg.updates):
             log_p = policy(contexts).log_softmax(-1)  # [P, L, V]
             logp = log_p.gather(-1, tokens.mT).mT.flatten()  # [N]
@@ -196,17 +196,11 @@ def run(cfg: Settings):
             if cfg.objective in NEEDS_ENTROPY:
                 entropy_now = -(log_p.exp() * log_p).sum(-1)[:, None].expand(tokens.shape).flatten()
             counts = mask & (weights != 0)
-            tokens_of = dict(old_logp=old.logp, logp=logp, advantages=advantages, upper=upper, lower=lower)
-            loss, sums = token_loss(cfg.objective, **tokens_of, response_mask=counts, coef=coef, entropy=entropy_now)
+            loss, side = token_loss(cfg.objective, old.logp, logp, advantages, counts, upper, lower, coef, entropy_now)
             optimizer.zero_grad()
             ((loss * weights).sum() / tokens.numel()).backward()
             optimizer.step()
-            surprising = counts & (regions[1] | regions[3])
-            with torch.no_grad():
-                tokens_of |= dict(response_mask=surprising, coef=coef, entropy=entropy_now)
-                _, of_surprising = token_loss(cfg.objective, **tokens_of)
-            sums |= {"clip_high_E2": of_surprising["clip_high"], "clip_low_E4": of_surprising["clip_low"]}
-            totals = {name: totals[name] + sums[name].item() for name in SUMS}
+            totals = totals + clip_sums(old.logp, logp, counts, side, regions[1] | regions[3])
 
         state_entropy, p_correct = exact(policy, cfg)
         yield {

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from clipping import clipped_surrogate, region_masks, region_weights
 from logprobs import token_logp, token_logp_and_entropy, token_stats
+from metrics import SUMS, clip_sums
 
 STATIC = (0.0, 0.2)
 
@@ -27,54 +28,72 @@ def test_static_is_ppos_clip_to_the_bit():
     assert torch.equal(*(torch.autograd.grad(x.sum(), logp)[0] for x in (loss, plain)))
 
 
-def test_metrics_are_sums_and_know_the_advantages_sign():
+def sums(old_logp, logp, mask, side, surprising=None) -> dict[str, float]:
+    """What the trainer adds up, by name."""
+    surprising = torch.zeros_like(mask) if surprising is None else surprising
+    return dict(zip(SUMS, clip_sums(old_logp, logp, mask, side, surprising).tolist()))
+
+
+def test_clipping_knows_the_advantages_sign():
     #            above, Â > 0 | above, Â < 0 | below, Â < 0 | below, Â > 0 | inside | masked
     ratio = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1, 9.0])
     advantages = torch.tensor([1.0, -1.0, -1.0, 1.0, 1.0, 1.0])
     mask = torch.tensor([True] * 5 + [False])
     old_logp = torch.full((6,), -3.0)
-    loss, sums = clipped_surrogate(old_logp, old_logp + ratio.log(), advantages, mask, STATIC, STATIC)
-    assert (sums["tokens"], sums["clip_high"], sums["clip_low"], sums["ratio_clamped"]) == (5, 1, 1, 0)
+    loss, side = clipped_surrogate(old_logp, old_logp + ratio.log(), advantages, mask, STATIC, STATIC)
+    assert side.tolist() == [1, 0, -1, 0, 0, 0] and side.dtype == torch.int8
     torch.testing.assert_close(loss, torch.tensor([-1.2, 1.5, 0.8, -0.5, -1.1, 0.0]))
-    torch.testing.assert_close(sums["kl"], (ratio - 1 - ratio.log())[:5].sum())
-    assert sums["clip_high_p"].item() == sums["clip_low_p"].item() == pytest.approx(math.exp(-3))  # one token each
+
+
+def test_sums_of_the_clipped_tokens():
+    """Above: two tokens with p_old = 0.1 and 0.3, one of them surprising. Below: one with 0.5. The last is masked."""
+    p_old = torch.tensor([0.1, 0.3, 0.5, 0.5, 0.2])
+    ratio = torch.tensor([1.5, 2.0, 0.5, 1.1, 9.0])
+    mask = torch.tensor([True] * 4 + [False])
+    side = torch.tensor([1, 1, -1, 0, 0], dtype=torch.int8)
+    surprising = torch.tensor([True, False, True, True, False])
+    found = sums(p_old.log(), (p_old * ratio).log(), mask, side, surprising)
+    kl = (ratio - 1 - ratio.log())[:4].double().sum().item()
+    wanted = [4, 2, 1, 0.1 + 0.3, 0.5, 1, 1, kl, 0]
+    assert list(found.values()) == pytest.approx(wanted, abs=20 * torch.finfo(torch.float32).eps)
 
 
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf")])
 def test_masked_tokens_contribute_nothing_whatever_they_hold(junk):
     logp = torch.tensor([-1.0, junk, -2.0], requires_grad=True)
-    mask = torch.tensor([True, False, True])
-    loss, sums = clipped_surrogate(torch.tensor([-1.0, -1.0, -2.0]), logp, torch.ones(3), mask, STATIC, STATIC)
+    mask, old_logp = torch.tensor([True, False, True]), torch.tensor([-1.0, -1.0, -2.0])
+    loss, side = clipped_surrogate(old_logp, logp, torch.ones(3), mask, STATIC, STATIC)
     loss.sum().backward()
     assert loss.tolist() == [-1.0, 0.0, -1.0] and logp.grad.tolist() == [-1.0, 0.0, -1.0]
-    assert sums["tokens"] == 2 and sums["kl"] == 0
+    found = sums(old_logp, logp, mask, side)
+    assert found.pop("tokens") == 2 and set(found.values()) == {0.0}
 
 
 def test_nothing_but_masked_tokens_is_zero_not_nan():
-    logp = torch.zeros(3, requires_grad=True)
-    loss, sums = clipped_surrogate(
-        torch.zeros(3), logp, torch.ones(3), torch.zeros(3, dtype=torch.bool), STATIC, STATIC
-    )
+    logp, mask = torch.zeros(3, requires_grad=True), torch.zeros(3, dtype=torch.bool)
+    loss, side = clipped_surrogate(torch.zeros(3), logp, torch.ones(3), mask, STATIC, STATIC)
     loss.sum().backward()
-    assert loss.sum() == 0 and (logp.grad == 0).all() and sums["tokens"] == 0
+    assert loss.sum() == 0 and (logp.grad == 0).all()
+    assert set(sums(torch.zeros(3), logp, mask, side).values()) == {0.0}
 
 
 def test_a_large_ratio_that_is_not_insane_is_left_alone():
     """Â < 0 and r = e^15: the lower bound does not bind, and the gradient is r |Â|."""
     old, advantages = torch.tensor([-16.0], dtype=torch.float64), torch.tensor([-2.0], dtype=torch.float64)
-    logp = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True)
-    loss, sums = clipped_surrogate(old, logp, advantages, torch.tensor([True]), STATIC, STATIC)
+    logp, mask = torch.tensor([-1.0], dtype=torch.float64, requires_grad=True), torch.tensor([True])
+    loss, side = clipped_surrogate(old, logp, advantages, mask, STATIC, STATIC)
     loss.sum().backward()
-    assert loss.item() == logp.grad.item() == pytest.approx(2 * math.exp(15)) and sums["ratio_clamped"] == 0
+    assert loss.item() == logp.grad.item() == pytest.approx(2 * math.exp(15))
+    assert side == 0 and sums(old, logp, mask, side)["ratio_clamped"] == 0
 
 
 def test_an_insane_ratio_is_clamped_in_log_space_and_counted():
-    logp = torch.tensor([-1.0, -1.0], requires_grad=True)
-    loss, sums = clipped_surrogate(
-        torch.tensor([-200.0, -1.0]), logp, torch.tensor([-1.0, 1.0]), torch.tensor([True, True]), STATIC, STATIC
-    )
+    logp, mask = torch.tensor([-1.0, -1.0], requires_grad=True), torch.tensor([True, True])
+    old_logp, advantages = torch.tensor([-200.0, -1.0]), torch.tensor([-1.0, 1.0])
+    loss, side = clipped_surrogate(old_logp, logp, advantages, mask, STATIC, STATIC)
     loss.sum().backward()
-    assert loss.isfinite().all() and logp.grad.isfinite().all() and sums["ratio_clamped"] == 1
+    assert loss.isfinite().all() and logp.grad.isfinite().all()
+    assert sums(old_logp, logp, mask, side)["ratio_clamped"] == 1
 
 
 def plain_stats(logits: torch.Tensor, tokens: torch.Tensor):

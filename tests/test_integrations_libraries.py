@@ -94,15 +94,15 @@ def by_trl(batch, entropy, **options):
 def test_surrogate_is_verls_without_the_third_clip(upper, lower):
     """To the bit, the thresholds given to verl as tensors."""
     batch = a_batch()
-    p = batch[1].detach().exp()
+    mask, p = batch[3], batch[1].detach().exp()
     clips = dict(clip_ratio_high=threshold(p, upper), clip_ratio_low=threshold(p, lower))
     loss, gradient, metrics = by_verl("vanilla", batch, clip_ratio_c=1e30, **clips)
-    ours, sums = clipped_surrogate(*batch, upper, lower)
-    assert loss_and_gradient(ours.sum() / sums["tokens"], batch[1])[0] == loss
-    ours, sums = clipped_surrogate(*batch, upper, lower)
-    assert torch.equal(loss_and_gradient(ours.sum() / sums["tokens"], batch[1])[1], gradient)
-    clipped = (sums["clip_high"] + sums["clip_low"]).item()
-    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * sums["tokens"].item(), 3) == clipped
+    ours, side = clipped_surrogate(*batch, upper, lower)
+    assert loss_and_gradient(ours.sum() / mask.sum(), batch[1])[0] == loss
+    ours, side = clipped_surrogate(*batch, upper, lower)
+    assert torch.equal(loss_and_gradient(ours.sum() / mask.sum(), batch[1])[1], gradient)
+    clipped = (side != 0).sum().item()
+    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * mask.sum().item(), 3) == clipped
     assert by_verl("vanilla", batch, **clips)[0] != loss  # by default verl clips once more, at a ratio of 3
 
 
@@ -115,13 +115,12 @@ def test_surrogate_is_trls(upper, lower):
     p = batch[1].detach().exp()
     clips = dict(epsilon_high=threshold(p, upper), epsilon_low=threshold(p, lower))
     loss, gradient, metrics = by_trl(batch, torch.zeros(mask.shape), **clips)
-    ours, sums = clipped_surrogate(*batch, upper, lower)
-    ours = loss_and_gradient(ours.sum() / sums["tokens"], batch[1])
+    ours, side = clipped_surrogate(*batch, upper, lower)
+    ours = loss_and_gradient(ours.sum() / mask.sum(), batch[1])
     assert ours[0] == loss and torch.equal(ours[1], gradient)
-    for name in ("high", "low"):
-        assert (
-            round(metrics[f"clip_ratio/{name}_mean"][0] * sums["tokens"].item(), 3) == sums[f"clip_{name}"].item() > 0
-        )
+    for name, number in (("high", 1), ("low", -1)):
+        found = metrics[f"clip_ratio/{name}_mean"][0] * mask.sum().item()
+        assert round(found, 3) == (side == number).sum().item() > 0
 
 
 @needs_trl
@@ -130,8 +129,8 @@ def test_entropy_bonus_is_trls():
     batch = (old_logp.clamp(min=-10), logp.detach().clamp(min=-10).requires_grad_(), advantages, mask)
     entropy = -batch[1] * 0.5  # any function of the policy, so that the bonus has a gradient
     loss, gradient, _ = by_trl(batch, entropy, entropy_coef=0.3)
-    ours, sums = objectives.entropy_bonus(*batch, EPS, EPS, torch.full(mask.shape, 0.3), -batch[1] * 0.5)
-    ours = loss_and_gradient(ours.sum() / sums["tokens"], batch[1])
+    ours, side = objectives.entropy_bonus(*batch, EPS, EPS, torch.full(mask.shape, 0.3), -batch[1] * 0.5)
+    ours = loss_and_gradient(ours.sum() / mask.sum(), batch[1])
     torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(loss))
     torch.testing.assert_close(ours[1], gradient)
 
@@ -171,10 +170,10 @@ def test_dppo_has_verls_gradient():
     old_logp, logp, advantages, mask = a_batch(seed=5, rows=40)
     batch = (old_logp.clamp(min=-10), logp.detach().clamp(min=-10).requires_grad_(), advantages, mask)
     _, gradient, metrics = by_verl("dppo_tv", batch, clip_ratio_low=0.15, clip_ratio_high=0.15, clip_ratio_c=1e30)
-    ours, sums = objectives.LOSSES["dppo-tv"](*batch, EPS, EPS)
-    torch.testing.assert_close(loss_and_gradient(ours.sum() / sums["tokens"], batch[1])[1], gradient)
-    clipped = (sums["clip_high"] + sums["clip_low"]).item()
-    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * sums["tokens"].item(), 3) == clipped
+    ours, side = objectives.LOSSES["dppo-tv"](*batch, EPS, EPS)
+    torch.testing.assert_close(loss_and_gradient(ours.sum() / mask.sum(), batch[1])[1], gradient)
+    clipped = (side != 0).sum().item()
+    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * mask.sum().item(), 3) == clipped
 
 
 @needs_trl

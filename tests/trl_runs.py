@@ -3,6 +3,7 @@
 1 to 12 tokens. The reward is the share of tokens with an odd number. Run as a script, it is one rank of the test with
 two ranks."""
 
+import gc
 import json
 import sys
 from importlib import import_module
@@ -133,8 +134,8 @@ class Witness(FlexibleGRPOTrainer):
         return loss
 
 
-if __name__ == "__main__":
-    model, folder = sys.argv[1:]
+def one_rank(model: str, folder: str) -> None:
+    """Trains, and leaves in `folder` what this rank saw."""
     trainer = make_trainer(Witness, model, folder, schedule="static", target="id", temperature=0.9)
     trainer.train()
     rank = trainer.accelerator.process_index
@@ -142,4 +143,9 @@ if __name__ == "__main__":
     state = trainer.entropy_control.state_dict()
     saw = {"entropy": [batch["entropy"] for batch in trainer.batches], "logged": logged, "state": state}
     Path(folder, f"rank{rank}.json").write_text(json.dumps(saw))
+
+
+if __name__ == "__main__":
+    one_rank(*sys.argv[1:])
+    gc.collect()  # the model, which would keep the process group and its threads alive until the interpreter ends
     end_distributed()
