@@ -79,8 +79,7 @@ def clipped_surrogate(
     upper bound, −1 if it is cut because Â < 0 and r is below the lower bound, else 0. Both are 0 where a token does not
     count. The caller divides the sum of the losses by the number of tokens, once, over all ranks.
     """
-    low, high = line_bounds(logp, response_mask, upper, lower)
-    return clipped_at(low, high, old_logp, logp, advantages, response_mask)
+    return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
 
 
 def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,8 +12,6 @@
 | entropic       | EntroPIC      | the coefficient α of a loss on confident tokens     | arXiv 2511.15248 |
 | entrocraft     | Entrocraft    | −1, 0 or 1: which responses are trained             | arXiv 2604.26326 |
 | stare          | Stare         | the weight W of the least likely tokens with Â > 0  | arXiv 2606.19236 |
-
-This file needs the standard library only.
 """
 
 import math

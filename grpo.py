@@ -72,8 +72,7 @@ def training_step(run: Run, step: int) -> dict:
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
     require_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, old_logp=old.logp, entropy=old.entropy)
-    dtype = policy.compute_dtype if cfg.check_sync else None
-    mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, dtype)
+    mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, policy.compute_dtype if cfg.check_sync else None)
 
     # 5: the two thresholds of this step, and what the controller says, if the objective has one
     entropy = old.entropy.double().mean().item()  # nats per token
@@ -176,8 +175,7 @@ def update(
         for mini_batch in torch.randperm(len(rollouts.rewards), generator=shuffle).chunk(cfg.mini_batches):
             rows = mini_batch.tolist()
             n_tokens = max(1, int(batch.loss_mask[torch.cat([places[i] for i in rows])].sum()))  # of all ranks
-            lengths = [row_tokens[i] for i in rows]
-            for shares in plan_micro_batches(lengths, world_size, cfg.micro_batch_tokens):
+            for shares in plan_micro_batches([row_tokens[i] for i in rows], world_size, cfg.micro_batch_tokens):
                 mine = [rows[i] if i != FILLER else FILLER for i in shares[rank]]
                 inputs = collate(rollouts.prompts, rollouts.responses, mine).to(device)
                 here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
@@ -200,11 +198,8 @@ def update(
             optimizer.zero_grad()
 
     dist.all_reduce(totals)  # sums and counts together, divided once
-    return {
-        **clip_metrics(totals),
-        "grad_norm": sum(grad_norms) / max(1, len(grad_norms)),
-        "bad_steps": bad_steps,
-    }
+    grad_norm = sum(grad_norms) / max(1, len(grad_norms))
+    return {**clip_metrics(totals), "grad_norm": grad_norm, "bad_steps": bad_steps}
 
 
 # ----------------------------------------------------------------------------------------------------------- the run

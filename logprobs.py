@@ -26,11 +26,9 @@ class TokenStats(NamedTuple):
     mean_f: torch.Tensor  # [N] B = Σ_x p_x² (ln p_x + H) = E_{x~p}[f(x)], see `clipping.token_term`
 
 
-# Products of bfloat16 tensors are computed in float32, here and in the backward pass. Rounded to bfloat16, the logits
-# would be off by 0.01 on average, and the head's gradient, a sum over chunks, would depend on the size of a chunk.
-
-
 def _logits(hidden: torch.Tensor, head: torch.Tensor | None, temperature: float) -> torch.Tensor:
+    """Products of bfloat16 tensors are computed in float32, here and in the backward pass. Rounded to bfloat16, logits
+    would be off by 0.01 on average, and the head's gradient, a sum over chunks, would depend on the size of a chunk."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     if head is None:
         logits = hidden.to(wide)

@@ -198,32 +198,16 @@ def references(cfg: Config) -> dict[str, list[dict]]:
     return {label: runs for label, runs in found.items() if runs}
 
 
-def entropy_in_words(entropy: list[float]) -> str:
-    """What a curve did, as a clause: "rose from 1.10 to 1.60 by step 40 and fell to 0.90".
-
-    `entropy`: one value a step, in nats. It is smoothed over a twentieth of the run. A rise or fall counts if it is at
-    least 15% of the first value; what is less is noise, and is left out."""
-    window = max(1, len(entropy) // 20)
-    smooth = np.convolve(entropy, np.full(window, 1 / window), "valid")
-    least = 0.15 * smooth[0]
-    points, best = [0], 0  # steps where the curve turned, and the farthest one of the leg that it is on
-    for i, value in enumerate(smooth):
-        if (value - smooth[best]) * (smooth[best] - smooth[points[-1]]) >= 0:
-            best = i
-        elif abs(value - smooth[best]) >= least:
-            if abs(smooth[best] - smooth[points[-1]]) >= least:
-                points.append(best)
-            best = i
-    if abs(smooth[-1] - smooth[points[-1]]) >= least:
-        points.append(len(smooth) - 1)
-    if len(points) == 1:
-        return f"stayed near {np.mean(smooth):.2f}"
-    legs = []
-    for here, there in zip(points, points[1:]):
-        verb, start = "rose" if smooth[there] > smooth[here] else "fell", f" from {smooth[0]:.2f}" if not legs else ""
-        when = f" by step {there + window // 2}" if there != points[-1] else ""
-        legs.append(f"{verb}{start} to {smooth[there]:.2f}{when}")
-    return " and ".join([", ".join(legs[:-1]), legs[-1]] if legs[:-1] else legs)
+def entropy_table(curves: dict[str, np.ndarray]) -> str:
+    """Entropy at five steps of a run, as a table for the terminal. `curves`: {name: [seeds, steps]} in nats; of several
+    seeds the table has the mean, and in brackets their range at the last step."""
+    n = min(curve.shape[1] for curve in curves.values())
+    steps = sorted(set(np.linspace(0, n - 1, 5).round().astype(int).tolist()))
+    lines = ["".join([f"{'entropy (nats) at step':24}", *(f"{step:6}" for step in steps)])]
+    for name, curve in curves.items():
+        line = "".join([f"{name:24}", *(f"{value:6.2f}" for value in curve.mean(0)[steps])])
+        lines.append(line + (f"  ({curve[:, -1].min():.2f} to {curve[:, -1].max():.2f})" if len(curve) > 1 else ""))
+    return "\n".join(lines)
 
 
 def read_metrics(directory: str | Path) -> dict[str, list]:
@@ -277,21 +261,15 @@ def farewell(cfg: Config, directory: Path) -> str:
     beside = references(cfg)
     plot_runs([directory], directory / "curves.png", beside)
     run = read_metrics(directory)
-    entropy, half = run["entropy"], len(run["entropy"]) // 2
-    middle = entropy[max(0, half - half // 10) : half + half // 10 + 1]  # a tenth of the run
-    story = f"entropy {entropy_in_words(entropy)} nats, and was {np.mean(middle):.2f} at half-time"
+    curves = {"this run": np.array([run["entropy"]])}
     for label, lines in beside.items():
-        ends = [line["final"]["entropy"] for line in lines]
-        start = np.mean([line["h_init"] for line in lines])
-        then = np.mean([np.interp(half, line["curves"]["step"], line["curves"]["entropy"]) for line in lines])
-        story += (
-            f"\n{label}, mean of {len(ends)} seeds: {start:.2f} at the start, {then:.2f} at half-time, "
-            f"{np.mean(ends):.2f} at the end ({min(ends):.2f} to {max(ends):.2f})"
-        )
+        steps = range(len(run["entropy"]))
+        seeds = [np.interp(steps, line["curves"]["step"], line["curves"]["entropy"]) for line in lines]
+        curves[f"{label}, mean of {len(lines)} seeds"] = np.array(seeds)
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (
         f"{cfg.total_steps} steps of {cfg.schedule} in {minutes:.1f} min: "
-        f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{story}\n"
+        f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{entropy_table(curves)}\n"
         f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
     )
 

@@ -119,14 +119,12 @@ def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, 
 # gradient. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
 
 
-def ce_gppo(
-    old_logp, logp, advantages, response_mask, upper: Line, lower: Line, beta_low: float = 0.75, beta_high: float = 1.0
-):
+def ce_gppo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
     """ε is the schedule's. A token beyond it counts as clipped, although its gradient is scaled and not cut."""
     _, ratio = ratios(old_logp, logp, response_mask)
     (low, high), frozen = line_bounds(logp, response_mask, upper, lower), ratio.detach()
     side = clip_side(frozen, low, high, advantages, response_mask)
-    scale = torch.where(side > 0, beta_high * high / frozen, torch.where(side < 0, beta_low * low / frozen, 1.0))
+    scale = torch.where(side > 0, high / frozen, torch.where(side < 0, 0.75 * low / frozen, 1.0))
     return torch.where(response_mask, -scale * ratio * advantages, 0.0), side
 
 

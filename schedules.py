@@ -127,10 +127,9 @@ def make_schedule(
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
     if total_steps < 1:
         raise ValueError(f"total_steps must be at least 1, got {total_steps}")
-    if not 0 < phase_share < 1:
-        raise ValueError(f"phase_share must lie strictly between 0 and 1, got {phase_share}")
-    if not 0 < od_ratio < 1:
-        raise ValueError(f"od_ratio must lie strictly between 0 and 1, got {od_ratio}")
+    for option, share in (("phase_share", phase_share), ("od_ratio", od_ratio)):
+        if not 0 < share < 1:
+            raise ValueError(f"{option} must lie strictly between 0 and 1, got {share}")
     if od_h_init is not None and not 0 < od_h_init < math.inf:
         raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
     if name in TWO_PHASE:

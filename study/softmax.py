@@ -32,6 +32,7 @@ from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -41,7 +42,7 @@ from config import REGIONS
 from controllers import CONTROLLERS, TARGETS, Target, Track
 from grpo import group_advantages
 from logprobs import token_stats
-from metrics import clip_metrics, clip_sums, entropy_in_words, region_metrics
+from metrics import clip_metrics, clip_sums, entropy_table, region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
 from schedules import SCHEDULES, make_schedule
 
@@ -281,7 +282,7 @@ def draw_on_target(tracked: list[dict], static: list[dict], path: Path) -> None:
 
 def try_target(cfg: Settings) -> str:
     """The run on `cfg.target` and static GRPO beside it, drawn in one picture, which opens where there is a display.
-    Returns what happened, in words."""
+    Returns what happened."""
     out = Path(cfg.output)
     tracked = train(replace(cfg, objective="track"), out / "track")
     static = train(replace(cfg, target=""), out / "static")
@@ -290,11 +291,13 @@ def try_target(cfg: Settings) -> str:
         Image.open(out / "entropy.png").show()
     h_init = tracked[0]["entropy"]
     error = sum(abs(line["entropy"] - line["target"]) for line in tracked) / len(tracked) / h_init
-    words = [entropy_in_words([line["entropy"] for line in lines]) for lines in (tracked, static)]
-    return (
-        f"entropy {words[0]} nats, {error:.1%} of its start away from the target on average; "
-        f"static GRPO's {words[1]}\n{out / 'entropy.png'}"
-    )
+    curves = {
+        "your curve": (tracked, "target"),
+        "GRPO on it (track)": (tracked, "entropy"),
+        "GRPO (static)": (static, "entropy"),
+    }
+    table = entropy_table({name: np.array([[line[key] for line in lines]]) for name, (lines, key) in curves.items()})
+    return f"{table}\n{error:.1%} of the first entropy away from the curve on average\n{out / 'entropy.png'}"
 
 
 def main(argv: list[str] | None = None) -> None:

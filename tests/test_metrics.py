@@ -1,4 +1,4 @@
-"""Words and pictures of a run, from its metrics: pytest tests/test_metrics.py"""
+"""Tables and pictures of a run, from its metrics: pytest tests/test_metrics.py"""
 
 import json
 import re
@@ -16,31 +16,21 @@ def curve(*knots: tuple[int, float], noise: float = 0.0) -> list[float]:
     return list(np.interp(range(100), steps, values) + noise * np.random.default_rng(0).standard_normal(100))
 
 
-def numbers(words: str) -> list[float]:
-    return [float(word) for word in words.replace(",", "").split() if word.replace(".", "").isdigit()]
+def test_table_of_entropy():
+    seeds = np.array([curve((0, 1.0), (50, 2.0), (99, 0.5)), curve((0, 1.0), (50, 1.0), (99, 0.7))])
+    table = metrics.entropy_table({"this run": seeds[:1], "static": seeds}).splitlines()
+    assert [line.split() for line in table] == [
+        ["entropy", "(nats)", "at", "step", "0", "25", "50", "74", "99"],
+        ["this", "run", "1.00", "1.50", "2.00", f"{2 - 24 / 49 * 1.5:.2f}", "0.50"],
+        ["static", "1.00", "1.25", "1.50", f"{1.5 - 24 / 49 * 0.9:.2f}", "0.60", "(0.50", "to", "0.70)"],
+    ]
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.03])
-def test_words_name_each_turn_of_a_curve(noise):
-    """Means of 5 steps lie within 2 steps of the knots, and within what the curve does in 2 steps of their values;
-    noise adds at most three standard errors of such a mean."""
-    words = metrics.entropy_in_words(curve((0, 1.0), (25, 0.6), (50, 1.1), (99, 0.2), noise=noise))
-    assert [word for word in words.split() if word in ("rose", "fell")] == ["fell", "rose", "fell"]
-    start, low, at_low, high, at_high, end = numbers(words)
-    assert [start, low, high, end] == pytest.approx([1.0, 0.6, 1.1, 0.2], abs=2 * 0.5 / 25 + 3 * noise / 5**0.5 + 0.005)
-    if not noise:
-        assert [at_low, at_high] == pytest.approx([25, 50], abs=2)
-
-
-def test_words_leave_out_what_is_small():
-    assert metrics.entropy_in_words(curve((0, 1.0), (50, 1.1), (99, 1.0))) == "stayed near 1.05"
-    assert metrics.entropy_in_words(curve((0, 1.0), (30, 1.1), (99, 0.3))).startswith("fell from 1.0")
-
-
-@pytest.mark.parametrize("entropy", [[0.7], [0.7, 0.7], [1.0, 0.2]])
-def test_words_of_a_run_of_a_few_steps(entropy):
-    words = metrics.entropy_in_words(entropy)
-    assert words == ("fell from 1.00 to 0.20" if entropy[-1] == 0.2 else "stayed near 0.70")
+@pytest.mark.parametrize("entropy, steps", [([0.7], 1), ([1.0, 0.2], 2), ([1.0, 0.5, 0.2], 3)])
+def test_table_of_a_run_of_a_few_steps(entropy, steps):
+    head, row = metrics.entropy_table({"run": np.array([entropy])}).splitlines()
+    assert head.split()[4:] == [str(step) for step in range(steps)]
+    assert [float(value) for value in row.split()[1:]] == entropy
 
 
 def reference(label: str, seed: int) -> dict:
@@ -90,9 +80,10 @@ def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, t
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     text = metrics.farewell(tiny_config(schedule="id"), tmp_path)
-    assert "entropy rose from" in text and "and was 1.4" in text  # near the top, at half-time
-    shipped_seeds = r", mean of 2 seeds: 1.00 at the start, \d\.\d\d at half-time, 0.55 at the end \(0.50 to 0.60\)"
-    assert re.search("static" + shipped_seeds, text) and re.search("id" + shipped_seeds, text)
+    table = dict(re.findall(r"^(this run|static|id)\b(.*)$", text, re.MULTILINE))
+    assert table["this run"].split() == ["1.00", "1.25", "1.50", "1.01", "0.50"]
+    shipped = ", mean of 2 seeds 1.00 0.90 0.80 0.68 0.55 (0.50 to 0.60)".split()
+    assert table["static"].split() == table["id"].split() == shipped
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text = metrics.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
-    assert "entropy rose from" in text and "seeds" not in text
+    assert "this run" in text and "seeds" not in text

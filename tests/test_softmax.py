@@ -182,8 +182,10 @@ def test_a_target_alone_runs_track_and_static_and_draws_them(tmp_path, capsys, m
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.setattr("sys.platform", "linux")  # so no picture opens, whatever machine the test runs on
     main(["--target", "0:1,1:1.2", "--total-steps", "3", "--seed", "5", "--output", str(tmp_path)])
-    words, picture = capsys.readouterr().out.splitlines()
-    assert "static GRPO's" in words and picture == str(tmp_path / "entropy.png")
+    head, *rows, error, picture = capsys.readouterr().out.splitlines()
+    assert head.split()[-3:] == ["0", "1", "2"] and picture == str(tmp_path / "entropy.png")
+    assert [row[:24].strip() for row in rows] == ["your curve", "GRPO on it (track)", "GRPO (static)"]
+    assert len({row[24:30] for row in rows[1:]}) == 1 and error.endswith("away from the curve on average")
     assert (tmp_path / "entropy.png").read_bytes().startswith(b"\x89PNG")
     tracked, static = read_metrics(tmp_path / "track"), read_metrics(tmp_path / "static")
     assert tracked["entropy"][0] == static["entropy"][0]  # the same seed, so the same policy
