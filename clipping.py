@@ -53,16 +53,29 @@ def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
 
 
 def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
-    """(log r, r), which are 0 and 1 where masked: such a position may hold anything, NaN included. log r is clamped
-    before it becomes r, so r is finite."""
+    """(log r, r), which are 0 and 1 where masked, although a masked position may hold anything, NaN included. r is
+    finite: it is computed from log r within ± MAX_LOG_RATIO. The log r that is returned is not clamped."""
     log_ratio = torch.where(response_mask, logp - old_logp, 0.0)
     return log_ratio, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
+    """(low, high), the bounds of each token's ratio. They are numbers, and no path for gradient."""
+    p = torch.where(response_mask, logp.detach(), 0.0).exp()
+    return 1 - threshold(p, lower), 1 + threshold(p, upper)
+
+
 def clip_side(ratio, low, high, advantages, response_mask) -> torch.Tensor:
-    """int8, 1 where Â > 0 and the ratio is above `high`, −1 where Â < 0 and it is below `low`, 0 elsewhere."""
+    """int8, 1 where Â > 0 and the ratio exceeds `high`, −1 where Â < 0 and it is below `low`, else 0."""
     above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return (above.to(torch.int8) - below.to(torch.int8)) * response_mask
+
+
+def clipped_at(low, high, old_logp, logp, advantages, response_mask):
+    """`clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
+    _, ratio = ratios(old_logp, logp, response_mask)
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
+    return torch.where(response_mask, -surrogate, 0.0), clip_side(ratio, low, high, advantages, response_mask)
 
 
 def clipped_surrogate(
@@ -80,19 +93,6 @@ def clipped_surrogate(
     count. The caller divides the sum of the losses by the number of tokens, once, over all ranks.
     """
     return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
-
-
-def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
-    """(low, high), the bounds of each token's ratio. They are numbers, and no path for gradient."""
-    p = torch.where(response_mask, logp.detach(), 0.0).exp()
-    return 1 - threshold(p, lower), 1 + threshold(p, upper)
-
-
-def clipped_at(low, high, old_logp, logp, advantages, response_mask):
-    """`clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
-    _, ratio = ratios(old_logp, logp, response_mask)
-    surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    return torch.where(response_mask, -surrogate, 0.0), clip_side(ratio, low, high, advantages, response_mask)
 
 
 # ----------------------------------------------------------------------------------------- entropy and the four regions

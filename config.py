@@ -241,9 +241,13 @@ class Config:
         return sorted({REGIONS.index(name) for name in names})
 
     @property
+    def method(self) -> str:
+        """The name of what steers entropy: the schedule, or with another objective than grpo that one."""
+        return self.schedule if self.objective == "grpo" else self.objective
+
+    @property
     def default_directory(self) -> Path:
-        name = self.schedule if self.objective == "grpo" else self.objective
-        return Path(self.output or f"runs/{self.preset}-{name}-seed{self.seed}")
+        return Path(self.output or f"runs/{self.preset}-{self.method}-seed{self.seed}")
 
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in vars(self).items() if k != "resume"}, indent=2)

@@ -10,12 +10,12 @@ One step k of T, which is `training_step` below:
     2  reward each response 0 or 1                                     rewards.py
     3  advantages: Â = (R − mean) / std within each group              `group_advantages`
     4  ln π_old, entropy H and B of every response token               policy.py, logprobs.py
-    5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py
-    6  several optimizer steps on the clipped surrogate                `update`, clipping.py
+    5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py, controllers.py
+    6  several optimizer steps on the clipped surrogate                `update`, clipping.py, objectives.py
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
 
 Compared with PPO there is no critic, and compared with GRPO no KL term. The loss is DAPO's mean over tokens, and the
-clip thresholds move, but for `--schedule static`. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
+clip thresholds may move. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
 2), see `--is-correction`. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So
 mini-batches, their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an
 update does not depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of
@@ -136,7 +136,7 @@ class Batch:
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
     def take(self, here: torch.Tensor, device) -> list[torch.Tensor]:
-        """Of the tokens with these numbers: old_logp, advantages, weights, coef, loss_mask and surprising."""
+        """(old_logp, advantages, weights, coef, loss_mask, surprising) of the tokens whose numbers are in `here`."""
         columns = (self.old_logp, self.advantages, self.weights, self.coef, self.loss_mask, self.surprising)
         return [column[here].to(device) for column in columns]
 
@@ -158,7 +158,7 @@ def make_batch(cfg: Config, rollouts: Rollouts, old: TokenStats, advantages, con
 
 def update(
     policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line, skips_left: int = 0
-) -> dict[str, float]:
+) -> dict:
     """`cfg.epochs` passes over the batch in `cfg.mini_batches` optimizer steps each. The loss is a token mean: the sum
     over a mini-batch's tokens on all ranks, divided once by their number, those of weight 0 included. Returns clip
     fractions and the like, over all optimizer steps and ranks. A collective.

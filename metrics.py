@@ -41,6 +41,7 @@ on all ranks. Entropies and log-probabilities are in nats.
 import argparse
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,10 @@ from distributed import seed_of
 from logprobs import TokenStats
 
 REFERENCES = Path(__file__).parent / "study" / "results" / "tiny.jsonl"  # runs of the tiny preset that ship with it
+NO_MATTER = (  # options that such a run may have changed
+    "preset schedule seed output resume sampler vllm_tp vllm_gpu_memory vllm_max_num_seqs check_sync save_every "
+    "skip_bad_steps report_to timeout_minutes"
+).split()
 
 
 def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
@@ -72,6 +77,7 @@ def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
 
 
 SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
+OF_CLIPPED = [name for name in SUMS if name.count("_") == 2]  # these are divided by the number of clipped tokens
 
 
 @torch.no_grad()
@@ -93,7 +99,7 @@ def clip_metrics(sums: torch.Tensor) -> dict:
     return {
         "clip_frac_high": total["clip_high"] / tokens,
         "clip_frac_low": total["clip_low"] / tokens,
-        "clipped": {name: total[name] / (high if "high" in name else low) for name in SUMS[3:7]},
+        "clipped": {name: total[name] / (high if "high" in name else low) for name in OF_CLIPPED},
         "kl": total["kl"] / tokens,
         "ratio_clamped": int(total["ratio_clamped"]),
     }
@@ -123,20 +129,21 @@ class Logger:
         scratch.replace(path)
         self.file, self.unwritten = open(path, "ab", buffering=0), b""
         self.first_entropy = kept[0]["entropy"] if kept else None
-        self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.schedule, unit="step", dynamic_ncols=True)
-        self.send = lambda metrics, step: None
+        self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.method, unit="step", dynamic_ncols=True)
+        self.send, self.end_report = lambda metrics, step: None, lambda: None
         if cfg.report_to == "wandb":
             import wandb
 
             names = dict(project="flexible-entropy-control", name=directory.name, dir=directory)
             run_id = f"{seed_of(str(directory.resolve())):08x}"  # the same run when it is resumed
             run = wandb.init(**names, config=vars(cfg), id=run_id, resume="allow")
-            self.send = lambda metrics, step: run.log(metrics, step=step)
+            self.send, self.end_report = lambda metrics, step: run.log(metrics, step=step), run.finish
         elif cfg.report_to == "tensorboard":
             from torch.utils.tensorboard import SummaryWriter
 
             writer = SummaryWriter(directory, purge_step=first_step)
             self.send = lambda metrics, step: [writer.add_scalar(k, v, step) for k, v in metrics.items()]
+            self.end_report = writer.close
 
     def log(self, metrics: dict) -> None:
         if not self.on:
@@ -145,6 +152,8 @@ class Logger:
         self._write()
         flat = {}
         for key, value in metrics.items():
+            if key in ("upper", "lower"):
+                value = dict(zip(("slope", "intercept"), value))
             items = value.items() if isinstance(value, dict) else [(None, value)]
             flat |= {key if k is None else f"{key}/{k}": float(v) for k, v in items if isinstance(v, (int, float))}
         self.send(flat, metrics["step"])
@@ -181,6 +190,7 @@ class Logger:
         if self.on:
             self.bar.close()
             self.file.close()
+            self.end_report()
 
 
 # -------------------------------------------------------------------------------------------------------- pictures
@@ -189,9 +199,10 @@ class Logger:
 def references(cfg: Config) -> dict[str, list[dict]]:
     """{label: lines of study/results} that a run can be held against: those of static and of its own schedule, one
     line a seed. They are runs of the tiny preset as it is, so any other run gets none."""
-    as_it_is = PRESETS["tiny"] | {"reward": "tiny:score", "save_every": cfg.save_every}
-    changed = any(getattr(cfg, key) != value for key, value in as_it_is.items())
-    if changed or cfg.objective != "grpo" or cfg.train_regions or not REFERENCES.exists():
+    as_it_is = {f.name: f.default for f in fields(Config)} | PRESETS["tiny"]
+    as_it_is |= {"reward": "tiny:score", "is_correction": "none"}
+    changed = any(getattr(cfg, name) != value for name, value in as_it_is.items() if name not in NO_MATTER)
+    if changed or not REFERENCES.exists():
         return {}
     lines = read_lines(REFERENCES)
     found = {label: [line for line in lines if line["label"] == label] for label in ("static", cfg.schedule)}
@@ -203,9 +214,10 @@ def entropy_table(curves: dict[str, np.ndarray]) -> str:
     seeds the table has the mean, and in brackets their range at the last step."""
     n = min(curve.shape[1] for curve in curves.values())
     steps = sorted(set(np.linspace(0, n - 1, 5).round().astype(int).tolist()))
-    lines = ["".join([f"{'entropy (nats) at step':24}", *(f"{step:6}" for step in steps)])]
+    width = max(24, *(len(name) + 1 for name in curves))
+    lines = ["".join([f"{'entropy (nats) at step':{width}}", *(f"{step:6}" for step in steps)])]
     for name, curve in curves.items():
-        line = "".join([f"{name:24}", *(f"{value:6.2f}" for value in curve.mean(0)[steps])])
+        line = "".join([f"{name:{width}}", *(f"{value:6.2f}" for value in curve.mean(0)[steps])])
         lines.append(line + (f"  ({curve[:, -1].min():.2f} to {curve[:, -1].max():.2f})" if len(curve) > 1 else ""))
     return "\n".join(lines)
 
@@ -268,7 +280,7 @@ def farewell(cfg: Config, directory: Path) -> str:
         curves[f"{label}, mean of {len(lines)} seeds"] = np.array(seeds)
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (
-        f"{cfg.total_steps} steps of {cfg.schedule} in {minutes:.1f} min: "
+        f"{cfg.total_steps} steps of {cfg.method} in {minutes:.1f} min: "
         f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{entropy_table(curves)}\n"
         f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
     )

@@ -6,7 +6,7 @@ element per token, [N]. An objective consists of at most two parts:
     prepare_objective   once per step, from π_old and the whole rollout batch: each token's `weights`, which multiply
                         its loss, and its `coef`, a number that the loss needs. The originals often look at the
                         current policy and at one micro-batch. Here no result may depend on the micro-batches.
-    token_loss          once per micro-batch: the loss of each token, as `clipping.clipped_surrogate` returns it
+    token_loss          once per micro-batch: each token's loss and clip side, as `clipping.clipped_surrogate` has them
 """
 
 import math
@@ -55,7 +55,8 @@ def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper:
 
 
 # --------------------------------------------------------------------------------- entropy bonus, fixed and adaptive
-# J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`.
+# J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`. Departure, here and wherever a
+# term is added: on GPUs the trainer multiplies the whole loss by the importance weights, this term too.
 
 
 def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
@@ -70,7 +71,7 @@ def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower:
 
 
 def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """[N] N_loss / N_confident on confident tokens, else 0: it makes the caller's mean one over confident tokens."""
+    """[N] N_loss / N_confident on confident tokens, else 0, so that a mean over the rollout batch is one over them."""
     confident = (old_logp > math.log(0.95)) & loss_mask
     return confident.to(old_logp.dtype) * loss_mask.sum() / confident.sum().clamp(min=1)
 

@@ -4,7 +4,7 @@
     for step in range(control.total_steps):
         ...                                                 # sample, reward, Â; ln π_old and H of every token
         (upper, lower), weights, report = control.decide(step, old_logp, entropy, advantages, mask)
-        ...                                                 # several optimizer steps on clipped_surrogate · weights
+        ...                                                 # optimizer steps on weights · the loss of clipped_surrogate
 
 This file needs torch, and of this repository clipping.py, schedules.py and controllers.py.
 """

@@ -28,7 +28,8 @@ def flexible_loss(
     lower=None,  # the line ε_low(p) of this step
 ):
     """(loss, metrics) as verl's "vanilla" returns them, but without its third clip at `clip_ratio_c`, which is not
-    part of the method. Raises ValueError if no thresholds were sent, because then FlexiblePPOTrainer does not run."""
+    part of the method. Its clip fractions are of all response tokens, those of weight 0 too. Raises ValueError if no
+    thresholds were sent, because then FlexiblePPOTrainer does not run."""
     if upper is None or lower is None:
         raise ValueError(
             f"loss_mode={LOSS_MODE} was given no thresholds: set trainer.v1.trainer_mode={LOSS_MODE} as well"

@@ -429,13 +429,13 @@ def trl_steps(rollouts: int) -> dict[str, list[float]]:
             use_cpu=True,
             bf16=False,
             gradient_checkpointing=False,
-            per_device_train_batch_size=32,
-            num_generations=8,
-            steps_per_generation=8,
-            num_iterations=2,
+            per_device_train_batch_size=256,
+            num_generations=16,
+            steps_per_generation=1,
+            num_iterations=16,
             max_steps=16 * rollouts,
-            max_completion_length=48,
-            learning_rate=3e-4,
+            max_completion_length=12,
+            learning_rate=2e-4,
             weight_decay=0.1,
             beta=0.0,
             max_grad_norm=1.0,
@@ -477,8 +477,8 @@ def trl_steps(rollouts: int) -> dict[str, list[float]]:
 
 
 def bench_trl(args: argparse.Namespace) -> None:
-    """32 prompts × 8 responses of the tiny model, 16 AdamW updates on 32 responses each, transformers sampling, one
-    process, one thread."""
+    """16 prompts × 16 responses of the tiny model, 16 AdamW updates on all of them, as the tiny preset has it;
+    transformers sampling, one process, one thread."""
     ours, theirs, phases = [], [], []
     for _ in range(args.rounds):
         seconds, _ = grpo_run("trl-ours", 1, "--total-steps", str(args.repeats + 1))

@@ -289,7 +289,7 @@ def try_target(cfg: Settings) -> str:
     draw_on_target(tracked, static, out / "entropy.png")
     if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
         Image.open(out / "entropy.png").show()
-    h_init = tracked[0]["entropy"]
+    h_init = tracked[0]["measured_entropy"]  # which the curve is a multiple of
     error = sum(abs(line["entropy"] - line["target"]) for line in tracked) / len(tracked) / h_init
     curves = {
         "your curve": (tracked, "target"),

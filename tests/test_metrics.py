@@ -57,7 +57,18 @@ def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(sh
 
 @pytest.mark.parametrize(
     "change",
-    [{"lr": 1e-3}, {"total_steps": 50}, {"objective": "entropy-bonus"}, {"model": "x"}, {"reward": "my:score"}],
+    [
+        {"lr": 1e-3},
+        {"total_steps": 50},
+        {"objective": "entropy-bonus"},
+        {"model": "x"},
+        {"reward": "my:score"},
+        {"temperature": 0.5},
+        {"max_grad_norm": 0.01},
+        {"is_correction": "token"},
+        {"train_regions": "E2"},
+        {"dynamic_sampling": 3},
+    ],
 )
 def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
     assert metrics.references(tiny_config(schedule="static", **change)) == {}
