@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import tiny_config
+from helpers import python, tiny_config
 
 import metrics
 
@@ -98,3 +98,46 @@ def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, t
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     text = metrics.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
     assert "this run" in text and "seeds" not in text
+
+
+REPORT = """
+import sys
+from pathlib import Path
+from config import parse_config
+from distributed import end_distributed, init_distributed
+from metrics import Logger
+
+init_distributed(5)
+directory, report_to, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+logger = Logger(parse_config(["--preset", "tiny", "--report-to", report_to]), directory, first)
+for step in range(first, 2):
+    logger.log({"step": step, "entropy": 1.5 - step, "reward": 0.25, "clip_frac_high": 0.0, "clip_frac_low": 0.0,
+                "reasons": {"correct": 0.25}, "upper": [-0.25, 0.5], "lower": [0.0, 0.2], "target": None})
+logger.close()
+end_distributed()
+"""
+
+
+def test_tensorboard_has_every_number_of_every_step_of_a_resumed_run(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for first in (0, 1):  # the second process makes step 1 again, as a resumed run does
+        python("-c", REPORT, tmp_path, "tensorboard", first)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    found = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert found["entropy"] == [(0, 1.5), (1, 0.5)]
+    assert found["upper/slope"] == [(0, -0.25), (1, -0.25)] and found["upper/intercept"] == [(0, 0.5), (1, 0.5)]
+    assert found["reasons/correct"] == [(0, 0.25), (1, 0.25)] and "target" not in found
+
+
+def test_wandb_has_every_number(tmp_path, monkeypatch):
+    """Offline, which needs no account."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    done = python("-c", REPORT, tmp_path, "wandb", 0)
+    summary = dict(re.findall(r"wandb: +(\S+) (-?[0-9.]+)$", done.stderr.partition("Run summary:")[2], re.MULTILINE))
+    assert {key: float(summary[key]) for key in ("entropy", "upper/slope", "reasons/correct")} == {
+        "entropy": 0.5,
+        "upper/slope": -0.25,
+        "reasons/correct": 0.25,
+    }
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
