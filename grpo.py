@@ -15,14 +15,13 @@ One step k of T, which is `training_step` below:
     7  hand the new weights to the sampler, log                        sample.py, metrics.py
 
 Compared with PPO there is no critic, and compared with GRPO no KL term. The loss is DAPO's mean over tokens, and the
-clip thresholds may move. On GPUs each token's loss is also weighted by min(π_old / π_sampler,
-2), see `--is-correction`. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So
-mini-batches, their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an
-update does not depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of
-ranks.
+clip thresholds may move. On GPUs each token's loss is also weighted by min(π_old / π_sampler, 2), see
+`--is-correction`. Every rank keeps the whole rollout batch (token ids and a few numbers per token). So mini-batches,
+their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an update does not
+depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of ranks.
 
-Shapes: [R] has one element per response, or row, of the batch, [N] one per response token. B is explained in
-clipping.py. Where a docstring says "a collective", every rank has to call the function.
+Shapes: [R] has one element per response, or row, of the batch, [N] one per response token, [n] one per response token
+of a micro-batch. B is explained in clipping.py. Where a docstring says "a collective", every rank has to call it.
 """
 
 import math
