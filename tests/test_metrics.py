@@ -133,6 +133,9 @@ def test_tensorboard_has_every_number_of_every_step_of_a_resumed_run(tmp_path):
 def test_wandb_has_every_number(tmp_path, monkeypatch):
     """Offline, which needs no account."""
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds; a busy machine is not a failure
+    for kind in ("CACHE", "CONFIG", "DATA"):
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / kind))  # and nothing of it in the user's home
     done = python("-c", REPORT, tmp_path, "wandb", 0)
     summary = dict(re.findall(r"wandb: +(\S+) (-?[0-9.]+)$", done.stderr.partition("Run summary:")[2], re.MULTILINE))
     assert {key: float(summary[key]) for key in ("entropy", "upper/slope", "reasons/correct")} == {
