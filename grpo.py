@@ -76,7 +76,7 @@ def training_step(run: Run, step: int) -> dict:
     # 5: the two thresholds of this step, and what the controller says, if the objective has one
     entropy = old.entropy.double().mean().item()  # nats per token
     upper, lower = run.schedule(step, entropy)
-    control = run.controller(step, entropy) if run.controller else cfg.entropy_coef
+    control = run.controller(step, entropy) if run.controller else cfg.entropy_coef  # for entropy-bonus
 
     # 6: optimizer steps on the clipped surrogate
     for group in run.optimizer.param_groups:

@@ -15,7 +15,7 @@ In general λ falls in a straight line from 1 to 0 in the first phase, and in an
 | id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
 | id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
 | did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
-| od          | U ; ε to raise, ε ; M to lower     | the same, as the entropy decides    |
+| od          | ε ; M to lower, U ; ε to raise     | the same, as the entropy decides    |
 
 upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
 and ID without its second phase.

@@ -406,6 +406,13 @@ def draw_words(studies: dict[str, Runs], out: Path) -> None:
 
 # -------------------------------------------------------------------------------------------------------- the tables
 
+HEAD = """# The tables of the study
+
+`./torchrun.sh python -m study.reproduce --draw` makes them from the runs in this folder. `mean ± x` is the mean over
+seeds and the half-width of its 95% confidence interval (Student's t). "minus static" is the difference to static GRPO,
+seed by seed. H is the policy's entropy in nats per token, and "correct" a share of the responses. "At the end" is the
+mean over the last twentieth of the steps, or on the built-in task the saved model on held-out problems."""
+
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
@@ -524,5 +531,5 @@ def draw(results: Path) -> None:
     tables += [controls_table(name, studies[name]) for name in BENCHES if name in studies]
     tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
-    (results / "tables.md").write_text("\n".join(tables) + "\n")
+    (results / "tables.md").write_text("\n".join([HEAD, *tables]) + "\n")
     print(results / "tables.md")
