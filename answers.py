@@ -160,9 +160,7 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str, str]:
         value, unit = metres[1], (metres[2].lower(),)  # after a number alone, and not where the gold has variables
     known = lambda unit: unit and all(name in _UNITS or not name.isalpha() for name in unit)
     same = None
-    if gold == answer:
-        same = True
-    elif known(gold_unit) and known(unit) and gold_unit != unit:
+    if known(gold_unit) and known(unit) and gold_unit != unit:
         same = False
     elif gold_value == value:
         same = True

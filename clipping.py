@@ -28,28 +28,13 @@ M: Line = (-0.13, 0.3)  # M(p), the dynamic lower threshold: rare tokens may shr
 MAX_LOG_RATIO = 20.0  # e^20 lies far above every bound that is a line in p, and it is finite in float32 and bfloat16
 
 
-# ----------------------------------------------------------------------------------------------- the dynamic thresholds
+# -------------------------------------------------------------------------------------------------------- the surrogate
 
 
 def threshold(p: torch.Tensor, line: Line) -> torch.Tensor:
     """ε(p) = αp + β of the probabilities `p`, in any shape."""
     slope, intercept = line
     return slope * p + intercept
-
-
-def upper_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The largest ratio that is not clipped, from p_old: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
-    slope, intercept = line
-    return (1 + intercept) / (1 - slope * p_old)
-
-
-def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The smallest ratio that is not clipped, from p_old: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α p_old)."""
-    slope, intercept = line
-    return (1 - intercept) / (1 + slope * p_old)
-
-
-# -------------------------------------------------------------------------------------------------------- the surrogate
 
 
 def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tensor):
@@ -66,7 +51,7 @@ def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Te
 
 
 def clip_side(ratio, low, high, advantages, response_mask) -> torch.Tensor:
-    """int8, 1 where Â > 0 and the ratio exceeds `high`, −1 where Â < 0 and it is below `low`, else 0."""
+    """int8: 1 where the gradient is cut because Â > 0 and r > `high`, −1 where because Â < 0 and r < `low`, else 0."""
     above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return (above.to(torch.int8) - below.to(torch.int8)) * response_mask
 
@@ -86,12 +71,9 @@ def clipped_surrogate(
     upper: Line,  # ε_high(p), which binds where Â > 0
     lower: Line,  # ε_low(p), which binds where Â < 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise.
-
-    Returns the loss of each token and its `clip_side`, int8: 1 if its gradient is cut because Â > 0 and r is above the
-    upper bound, −1 if it is cut because Â < 0 and r is below the lower bound, else 0. Both are 0 where a token does not
-    count. The caller divides the sum of the losses by the number of tokens, once, over all ranks.
-    """
+    """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise. Returns each token's loss and
+    its `clip_side`, which are 0 where a token does not count. The caller divides the sum of the losses by the number of
+    tokens, once, over all ranks."""
     return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
 
 

@@ -5,13 +5,7 @@
     gain = controller(step, entropy)          # `entropy`: this step's mean policy entropy in nats
     state = controller.state_dict()           # small and JSON-able; it has to be restored on resume
 
-| `--objective`  | class         | what the number is                                  | source           |
-|----------------|---------------|-----------------------------------------------------|------------------|
-| track          | Track         | the gain u of `clipping.region_weights`             | this repository  |
-| adaptive-bonus | AdaptiveBonus | the coefficient c of an entropy bonus               | arXiv 2505.22312 |
-| entropic       | EntroPIC      | the coefficient α of a loss on confident tokens     | arXiv 2511.15248 |
-| entrocraft     | Entrocraft    | −1, 0 or 1: which responses are trained             | arXiv 2604.26326 |
-| stare          | Stare         | the weight W of the least likely tokens with Â > 0  | arXiv 2606.19236 |
+`CONTROLLERS` says which `--objective` has which.
 """
 
 import math
@@ -88,7 +82,7 @@ class Controller:
 
 
 class Track(Controller):
-    """A PI controller that holds the measured entropy on a target curve by weighting the entropy regions (ours).
+    """A PI controller that holds entropy on a target curve by u, the gain of `clipping.region_weights` (ours).
 
         e_k = ln(target(k + 1) / H_k)        u_k = clip(kp e_k + ki Σ e, −1, 1)        u > 0 asks for more entropy
 
@@ -109,7 +103,6 @@ class Track(Controller):
         self.kp, self.ki = kp, ki
 
     def __call__(self, step: int, entropy: float) -> float:
-        """The gain u in [−1, 1]."""
         error = math.log(self.aim(step, entropy) / entropy)
         wanted = self.kp * error + self.ki * (self.memory + error)
         gain = max(-1.0, min(1.0, wanted))
@@ -144,8 +137,8 @@ class EntroPIC(Controller):
 
 
 class Entrocraft(Controller):
-    """−1 if H is above the band around the target, 1 if it is below, 0 inside (arXiv 2604.26326). The band is ± 1/13 of
-    the target, as in the paper's example of 0.6 to 0.7."""
+    """Which responses are trained: −1 if H is above the band around the target, 1 if it is below, 0 inside (arXiv
+    2604.26326). The band is ± 1/13 of the target, as in the paper's example of 0.6 to 0.7."""
 
     def __call__(self, step: int, entropy: float) -> float:
         target = self.aim(step, entropy)
@@ -153,8 +146,9 @@ class Entrocraft(Controller):
 
 
 class Stare(Controller):
-    """W, which moves by α = 0.01 within [1, 1.5], up while H is below the target and down otherwise. Above the target
-    it is not used, which is W = 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's fixed weight 1.1."""
+    """W, the weight of the least likely tokens with Â > 0, moves by α = 0.01 within [1, 1.5], up while H is below the
+    target and down otherwise. Above the target it is 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's
+    fixed weight 1.1."""
 
     start = 1.1
 

@@ -1,12 +1,8 @@
-"""What is optimised: GRPO's clipped surrogate, or one of the published ways to steer entropy, each a short section.
+"""What is optimised: GRPO's clipped surrogate, or one of the published ways to steer entropy.
 
 The notation is that of clipping.py: r = π_θ(a|s) / π_old(a|s), Â the advantage, H the entropy in nats. Tensors hold one
-element per token, [N]. An objective consists of at most two parts:
-
-    prepare_objective   once per step, from π_old and the whole rollout batch: each token's `weights`, which multiply
-                        its loss, and its `coef`, a number that the loss needs. The originals often look at the
-                        current policy and at one micro-batch. Here no result may depend on the micro-batches.
-    token_loss          once per micro-batch: each token's loss and clip side, as `clipping.clipped_surrogate` has them
+element per token, [N]. The originals often look at the current policy and at one micro-batch. Here no result may depend
+on the micro-batches: what depends on other tokens is computed once per step, from π_old, by `prepare_objective`.
 """
 
 import math
@@ -19,10 +15,9 @@ from logprobs import TokenStats
 
 
 def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, control: float, generator):
-    """(weights, coef), both float32 [N], of a rollout batch of N tokens.
-
-    `old` has ln π_old, H and B. `loss_mask` [N] marks the tokens that the loss is averaged over. `control` is what the
-    controller returned at this step, or --entropy-coef. The torch.Generator `generator` draws Clip-Cov's tokens."""
+    """(weights, coef), both float32 [N], of a rollout batch: each token's weight multiplies its loss, and its coef is a
+    number that `token_loss` needs. `loss_mask` [N] marks the tokens that the loss is averaged over. `control` is what
+    the controller returned at this step, or --entropy-coef. The torch.Generator draws Clip-Cov's tokens."""
     weights, coef = torch.ones_like(old.logp), torch.zeros_like(old.logp)
     match objective:
         case "track":
@@ -35,13 +30,13 @@ def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, co
             weights = clip_cov_weights(old.logp, advantages, loss_mask, generator)
         case "kl-cov":
             coef = top_share(covariance(old.logp, advantages, loss_mask), loss_mask, 2e-3).float()  # β = 1
-        case "entrocraft":  # control: −1 lowers entropy, 1 raises it
+        case "entrocraft":  # arXiv 2604.26326: above its band (−1) only Â > 0 is trained, below it (1) only Â < 0
             weights = (advantages * control <= 0).float()
-        case "stare":
+        case "stare":  # arXiv 2606.19236, O1: the tenth of the tokens with the highest surprisal weighs W where Â > 0
             weights = torch.where((advantages > 0) & top_share(-old.logp, loss_mask, 0.1), control, weights)
-        case "top-entropy":
+        case "top-entropy":  # 80/20, arXiv 2506.01939: only the fifth of the tokens with the highest entropy
             weights = top_share(old.entropy, loss_mask, 0.2).float()
-        case "nsr" | "w-reinforce":
+        case "nsr" | "w-reinforce":  # arXiv 2506.01347: what correct responses weigh; here with GRPO's Â and clip
             weights = torch.where(advantages > 0, 0.0 if objective == "nsr" else 0.1, weights)
     return weights, coef
 
@@ -54,20 +49,11 @@ def token_loss(objective: str, old_logp, logp, advantages, response_mask, upper:
     return LOSSES[objective](old_logp, logp, advantages, response_mask, upper, lower, **extra)
 
 
-# --------------------------------------------------------------------------------- entropy bonus, fixed and adaptive
-# J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`. Departure, here and wherever a
-# term is added: on GPUs the trainer multiplies the whole loss by the importance weights, this term too.
-
-
 def entropy_bonus(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef, entropy):
+    """J + c · mean H, with `coef` = c per nat. The adaptive c is `controllers.AdaptiveBonus`. Departure, here and
+    wherever a term is added: on GPUs the trainer multiplies the whole loss by the importance weights, this term too."""
     loss, side = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
     return loss - torch.where(response_mask, coef * entropy, 0.0), side
-
-
-# ---------------------------------------------------------------------------------------- EntroPIC, arXiv 2511.15248
-# The loss is GRPO's plus α · the mean of −r |Â| over the tokens with π > 0.95, which is not clipped. If there is too
-# much entropy (α > 0), it pushes confident tokens up, whatever their advantage; if there is too little, it pushes them
-# down. α is `controllers.EntroPIC`. Departure: the tokens are those with π_old > 0.95.
 
 
 def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
@@ -77,29 +63,27 @@ def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Te
 
 
 def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
-    """`coef` [N] is α · `confident_share`."""
+    """EntroPIC (arXiv 2511.15248): GRPO's loss plus α · the mean of −r |Â| over the tokens with π > 0.95, which is not
+    clipped. If there is too much entropy (α > 0), it pushes confident tokens up, whatever their advantage; if there is
+    too little, it pushes them down. `coef` is α, from `controllers.EntroPIC`, times `confident_share`. Departure: the
+    tokens are those with π_old > 0.95."""
     loss, side = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
     _, ratio = ratios(old_logp, logp, response_mask)
     return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), side
 
 
-# ----------------------------------------------------------------------------- Clip-Cov and KL-Cov, arXiv 2505.22617
-# What makes entropy fall, to first order, is a covariance of ln π and Â. Token t's share of it in the batch is cov_t =
-# (Â_t − mean Â)(ln p_t − mean ln p). Clip-Cov is GRPO without the gradient of a random share 2e-4 of the tokens, taken
-# among those with cov in (1, 5). KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4
-# for 32B) with the largest cov. Departure: the tokens are chosen once per step, by π_old, so Clip-Cov cannot skip those
-# that clipping has stopped already.
-
-
 def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """[N] cov_t. It is −inf for tokens outside the loss, which have no part in the means either."""
+    """What makes entropy fall, to first order, is a covariance of ln π and Â (arXiv 2505.22617). [N] token t's share of
+    it, cov_t = (Â_t − mean Â)(ln p_t − mean ln p); −inf for tokens outside the loss, which have no part in the means
+    either. Clip-Cov and KL-Cov use it. Departure: the tokens are chosen once per step, by π_old."""
     n = loss_mask.sum().clamp(min=1)
     a, b = (x - torch.where(loss_mask, x, 0.0).sum() / n for x in (advantages, old_logp))
     return torch.where(loss_mask, a * b, -math.inf)
 
 
 def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator, share: float = 2e-4) -> torch.Tensor:
-    """[N] weights of GRPO's loss: 0 on the chosen tokens, 1 elsewhere."""
+    """[N] Clip-Cov's weights of GRPO's loss: 0 on a random share of the tokens, taken among those with cov in (1, 5), 1
+    elsewhere. Departure: it cannot skip those that clipping has stopped already."""
     cov, weights = covariance(old_logp, advantages, loss_mask), torch.ones_like(old_logp)
     candidates = ((cov > 1) & (cov < 5)).nonzero().squeeze(1)
     chosen = torch.randperm(len(candidates), generator=generator)[: max(1, int(share * int(loss_mask.sum())))]
@@ -108,20 +92,17 @@ def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator
 
 
 def kl_cov(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
-    """`coef` is β on the tokens that are held back, 0 elsewhere. Nothing is clipped; the thresholds are not used."""
+    """KL-Cov is −r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B) of the tokens with
+    the largest cov. `coef` is β on those, 0 elsewhere. The thresholds are not used."""
     log_ratio, ratio = ratios(old_logp, logp, response_mask)
     loss = -ratio * advantages + coef * log_ratio.abs()
     return torch.where(response_mask, loss, 0.0), torch.zeros_like(response_mask, dtype=torch.int8)
 
 
-# ----------------------------------------------------------------------------------------- CE-GPPO, arXiv 2509.20712
-# Inside the bounds the objective is r Â. A clipped token keeps a gradient, that of the bound, scaled: for Â < 0 and r <
-# 1 − ε it is β₁ (1 − ε)/r₀ · r Â, for Â > 0 and r > 1 + ε it is β₂ (1 + ε)/r₀ · r Â, where r₀ is r as a number without
-# gradient. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1.
-
-
 def ce_gppo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line):
-    """ε is the schedule's. A token beyond it counts as clipped, although its gradient is scaled and not cut."""
+    """CE-GPPO (arXiv 2509.20712). Inside the schedule's bounds the objective is r Â. A token beyond them counts as
+    clipped, but keeps a gradient, that of the bound, scaled: for Â < 0 it is β₁ (1 − ε)/r₀ · r Â, for Â > 0 it is
+    β₂ (1 + ε)/r₀ · r Â, where r₀ is r as a number without gradient. β₁ = 0.75 (7B) or 0.5 (1.5B), β₂ = 1."""
     _, ratio = ratios(old_logp, logp, response_mask)
     (low, high), frozen = line_bounds(logp, response_mask, upper, lower), ratio.detach()
     side = clip_side(frozen, low, high, advantages, response_mask)
@@ -129,19 +110,15 @@ def ce_gppo(old_logp, logp, advantages, response_mask, upper: Line, lower: Line)
     return torch.where(response_mask, -scale * ratio * advantages, 0.0), side
 
 
-# ---------------------------------------------------------------------------------- two other clips that depend on p
-# DPPO with total variation (arXiv 2602.04879): the gradient of r Â stops where Â > 0 and p − p_old > δ, or where Â < 0
-# and p − p_old < −δ. As a bound that is r ≤ 1 + δ/p_old. δ = 0.15, as in verl. DCPO (arXiv 2509.02333): PPO's clip with
-# r ≥ ½ + ½ √max(0, 1 − 4 ε_low/p_old) and r ≤ min(½ + ½ √(1 + 4 ε_high/p_old), 10). ε_low = 0.16, ε_high = 0.2.
-
-
 def dppo_bounds(p_old: torch.Tensor, delta: float = 0.15) -> tuple[torch.Tensor, torch.Tensor]:
-    """(low, high), the ratios between which DPPO-TV keeps a token's gradient."""
+    """(low, high) of DPPO with total variation (arXiv 2602.04879): the gradient of r Â stops where Â > 0 and p − p_old
+    > δ, or where Â < 0 and p − p_old < −δ. As a bound that is r ≤ 1 + δ/p_old. δ = 0.15, as in verl."""
     return 1 - delta / p_old, 1 + delta / p_old
 
 
 def dcpo_bounds(p_old: torch.Tensor, low: float = 0.16, high: float = 0.2) -> tuple[torch.Tensor, torch.Tensor]:
-    """(low, high), DCPO's bounds of the ratio."""
+    """(low, high) of DCPO (arXiv 2509.02333), PPO's clip with r ≥ ½ + ½ √max(0, 1 − 4 ε_low/p_old) and
+    r ≤ min(½ + ½ √(1 + 4 ε_high/p_old), 10)."""
     root = (1 - 4 * low / p_old).clamp(min=0).sqrt()
     return 0.5 + 0.5 * root, (0.5 + 0.5 * (1 + 4 * high / p_old).sqrt()).clamp(max=10)
 
@@ -150,13 +127,6 @@ def clipped_in_p_old(bounds, old_logp, logp, advantages, response_mask, upper: L
     """PPO's clip at `bounds(p_old)`. The thresholds are not used."""
     p_old = torch.where(response_mask, old_logp, 0.0).exp()
     return clipped_at(*bounds(p_old), old_logp, logp, advantages, response_mask)
-
-
-# -------------------------------------------------------------------- GRPO on chosen tokens, see `prepare_objective`
-# Entrocraft (arXiv 2604.26326): while H is above its band only responses with Â > 0 are trained, below it only those
-# with Â < 0, inside all. STARE (arXiv 2606.19236, O1): the tenth of the tokens with the highest surprisal weighs W
-# where Â > 0. Top entropy (80/20, arXiv 2506.01939): only the fifth of the tokens with the highest
-# entropy. NSR and W-REINFORCE (arXiv 2506.01347): correct responses weigh 0 and 0.1; here with GRPO's Â and clip.
 
 
 def top_share(values: torch.Tensor, loss_mask: torch.Tensor, share: float) -> torch.Tensor:

@@ -102,10 +102,9 @@ class Sampler:
 
 class VllmSampler(Sampler):
     """vLLM inside this process, one engine per rank. Under torchrun the process group must exist before, and building
-    is a collective. Without a process group it makes one of its own, for this process alone."""
+    is a collective. Without a process group it makes one of its own. The arguments are those of `make_sampler`."""
 
     def __init__(self, model_dir, *, device, dtype, max_len, seed, tp, gpu_memory, max_num_seqs):
-        """The arguments are those of `make_sampler`."""
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine in this process
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
         if device.type == "cpu":
@@ -117,23 +116,13 @@ class VllmSampler(Sampler):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model_dir))
         super().__init__(model.state_dict(), eos_ids(model_dir), max_len)
         self.device = device
+        options = dict(seed=seed, max_model_len=max_len, max_num_seqs=max_num_seqs, tensor_parallel_size=tp)
+        options["distributed_executor_backend"] = "external_launcher" if dist.is_initialized() else None
+        options |= CPU_OPTIONS if device.type == "cpu" else GPU_OPTIONS | {"gpu_memory_utilization": gpu_memory}
         overwritten = {name: os.environ.get(name) for name in ("LOCAL_WORLD_SIZE", "LD_PRELOAD")}  # by LLM()
         with seeded(seed, device), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own
-            self.llm = LLM(
-                str(model_dir),
-                dtype=dtype,
-                seed=seed,
-                max_model_len=max_len,
-                max_num_seqs=max_num_seqs,
-                skip_tokenizer_init=True,
-                tensor_parallel_size=tp,
-                distributed_executor_backend="external_launcher" if dist.is_initialized() else None,
-                logprobs_mode="processed_logprobs",
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                **(CPU_OPTIONS if device.type == "cpu" else GPU_OPTIONS | {"gpu_memory_utilization": gpu_memory}),
-            )
+            self.llm = LLM(str(model_dir), dtype=dtype, use_tqdm_on_load=False, **OPTIONS, **options)
         for name, value in overwritten.items():
             os.environ.pop(name, None)
             os.environ.update({} if value is None else {name: value})
@@ -145,31 +134,20 @@ class VllmSampler(Sampler):
         # are batched, and so the random numbers they get.
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not reset its prefix cache: some of it is still in use")
-        params = SamplingParams(
-            n=n,
-            max_tokens=sampling.max_new_tokens,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            stop_token_ids=self.eos,
-            detokenize=False,
-            logprobs=0,
-            flat_logprobs=True,
-        )
+        how = dict(temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k)
+        until = dict(max_tokens=sampling.max_new_tokens, stop_token_ids=self.eos)
+        params = SamplingParams(n=n, **how, **until, detokenize=False, logprobs=0, flat_logprobs=True)
         with seeded(seed, self.device):
             requests = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
         completed = lambda o: Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
         return [[completed(output) for output in request.outputs] for request in requests]
 
     def _load(self, named_tensors):
-        asleep = self.llm.llm_engine.is_sleeping()
-        if asleep:
-            self._wake("weights")
+        self._wake("weights")
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
-        if asleep:
-            self._wake("kv_cache")  # only now: a sync needs some memory of its own
+        self._wake("kv_cache")  # only now: a sync needs some memory of its own
 
-    def _wake(self, tag):  # not yet run on a GPU
+    def _wake(self, tag):  # not yet run on a GPU; does nothing where nothing sleeps
         torch.cuda.empty_cache()
         self.llm.wake_up(tags=[tag])
 
@@ -182,6 +160,7 @@ class VllmSampler(Sampler):
         self.llm.llm_engine.engine_core.shutdown()
 
 
+OPTIONS = dict(logprobs_mode="processed_logprobs", skip_tokenizer_init=True, disable_log_stats=True)
 CPU_OPTIONS = dict(enforce_eager=True, kv_cache_memory_bytes=256 << 20)
 # Not yet run on a GPU. The head in float32: bf16 logits would put ln p 0.01 nats off on average.
 GPU_OPTIONS = dict(enable_sleep_mode=True, hf_overrides={"head_dtype": "float32"})
@@ -270,9 +249,8 @@ def eos_ids(model_dir) -> list[int]:
         config = GenerationConfig.from_pretrained(model_dir)
     except OSError:  # no generation_config.json
         config = AutoConfig.from_pretrained(model_dir)
-    tokenizer, eos = AutoTokenizer.from_pretrained(model_dir), config.eos_token_id
-    if eos is None:
-        eos = tokenizer.eos_token_id
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    eos = tokenizer.eos_token_id if config.eos_token_id is None else config.eos_token_id
     if eos is None:
         raise ValueError(f"{model_dir} names no end-of-sequence token: set eos_token_id in its generation_config.json")
     ids = eos if isinstance(eos, list) else [eos]
@@ -288,12 +266,6 @@ def turn_end(tokenizer) -> list[int]:
     _, found, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marks[1])
     first = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if found else []
     return [i for i in first if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder]
-
-
-def has_experts(model_dir) -> bool:
-    """Whether it is a mixture of experts, whose weights vLLM 0.32 misreads when they are synced."""
-    config = AutoConfig.from_pretrained(model_dir).get_text_config()
-    return any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
 
 
 @contextmanager
@@ -319,9 +291,9 @@ def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_mem
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
-    why = "asked for"
-    if has_experts(model_dir):
-        if kind == "vllm":
+    why, config = "asked for", AutoConfig.from_pretrained(model_dir).get_text_config()
+    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        if kind == "vllm":  # seen in 0.32
             raise ValueError("--sampler vllm: vLLM misreads the experts' weights at a sync; use --sampler transformers")
         kind, why = "transformers", "vLLM misreads the experts' weights at a sync"
     if kind == "auto":

@@ -6,19 +6,10 @@ A schedule answers one question at each step k = 0 … T−1: which two lines ε
     upper, lower = schedule(step, entropy)     # `entropy`: this step's mean, in nats; only od looks at it
     state = schedule.state_dict()              # small and JSON-able; od has to be restored with it on resume
 
-ε, U and M are the lines of clipping.py. The first phase is the share φ of the run, ½ in the paper, where λ = 1 − 2k/T.
-In general λ falls in a straight line from 1 to 0 in the first phase, and in another one from 0 to −1 in the second.
-
-| schedule    | first phase, k ≤ φT: above ; below | second phase, k > φT: above ; below |
-|-------------|------------------------------------|-------------------------------------|
-| in FIXED    | as listed there                    | the same                            |
-| id          | λU + (1−λ)ε ; ε                    | ε ; (1+λ)M − λε                     |
-| id-up       | λU + (1−λ)ε ; ε                    | ε ; ε                               |
-| did         | λε + (1−λ)U ; ε                    | U ; (1+λ)M − λε                     |
-| od          | ε ; M to lower, U ; ε to raise     | the same, as the entropy decides    |
-
-upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence on p,
-and ID without its second phase.
+ε, U and M are the lines of clipping.py. The first phase, k ≤ φT, is the share φ of the run, ½ in the paper, where λ =
+1 − 2k/T. In general λ falls in a straight line from 1 to 0 in the first phase, and in another one from 0 to −1 in the
+second. upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence
+on p, and ID without its second phase.
 """
 
 import math
@@ -32,25 +23,8 @@ def mix(weight: float, a: Line, b: Line) -> Line:
 
 
 class Schedule:
-    """The same two lines at every step, and no state. The other schedules change one or both."""
-
-    def __init__(self, upper: Line, lower: Line):
-        self.lines = (upper, lower)
-
-    def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
-        return self.lines
-
-    def state_dict(self) -> dict:
-        return {}
-
-    def load_state_dict(self, state: dict) -> None:
-        if state:
-            raise ValueError(f"a schedule without state was given {state}: it was saved by another schedule")
-
-
-class TwoPhase(Schedule):
-    """ID and DID: in each of two phases the lines go from those at its start to those at its end. The weight of the
-    former is λ in the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1."""
+    """In each of two phases the lines go from those at its start to those at its end. The weight of the former is λ in
+    the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1. There is no state."""
 
     def __init__(self, phases: tuple, total_steps: int, phase_share: float):
         self.phases, self.first = phases, phase_share * total_steps
@@ -62,6 +36,13 @@ class TwoPhase(Schedule):
         else:
             weight, (start, end) = 1 - (step - self.first) / self.second, self.phases[1]
         return mix(weight, start[0], end[0]), mix(weight, start[1], end[1])
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        if state:
+            raise ValueError(f"a schedule without state was given {state}: it was saved by another schedule")
 
 
 class OD(Schedule):
@@ -108,9 +89,9 @@ FIXED = {  # (above, below)
     "lower-const": (EPS, (0.0, M[1])),
 }
 TWO_PHASE = {  # ((above, below) at the start, (above, below) at the end) of the first phase, and of the second one
-    "id": (((U, EPS), (EPS, EPS)), ((EPS, M), (EPS, EPS))),
-    "id-up": (((U, EPS), (EPS, EPS)), ((EPS, EPS), (EPS, EPS))),
-    "did": (((EPS, EPS), (U, EPS)), ((U, M), (U, EPS))),
+    "id": (((U, EPS), (EPS, EPS)), ((EPS, M), (EPS, EPS))),  # λU + (1−λ)ε ; ε, and then ε ; (1+λ)M − λε
+    "id-up": (((U, EPS), (EPS, EPS)), ((EPS, EPS), (EPS, EPS))),  # λU + (1−λ)ε ; ε, and then ε ; ε
+    "did": (((EPS, EPS), (U, EPS)), ((U, M), (U, EPS))),  # λε + (1−λ)U ; ε, and then U ; (1+λ)M − λε
 }
 SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
@@ -132,8 +113,7 @@ def make_schedule(
             raise ValueError(f"{option} must lie strictly between 0 and 1, got {share}")
     if od_h_init is not None and not 0 < od_h_init < math.inf:
         raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
-    if name in TWO_PHASE:
-        return TwoPhase(TWO_PHASE[name], total_steps, phase_share)
     if name == "od":
         return OD(total_steps, od_h_init, od_ratio)
-    return Schedule(*FIXED[name])
+    phases = TWO_PHASE[name] if name in TWO_PHASE else ((FIXED[name], FIXED[name]),) * 2
+    return Schedule(phases, total_steps, phase_share)

@@ -17,14 +17,13 @@ from clipping import (
     U,
     clipped_surrogate,
     entropy_change,
-    lower_bound,
     region_masks,
     region_weights,
     threshold,
     token_term,
-    upper_bound,
 )
 from logprobs import token_stats
+from study.figures import lower_bound, upper_bound
 
 E1, E2, E3, E4 = range(4)
 

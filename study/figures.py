@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from clipping import CLIP_HIGHER, EPS, M, U, lower_bound, threshold, token_term, upper_bound
+from clipping import CLIP_HIGHER, EPS, Line, M, U, threshold, token_term
 from controllers import CONTROLLERS
 from logprobs import token_stats
 from metrics import read_lines
@@ -143,6 +143,18 @@ def save(figure, path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------- the figures
+
+
+def upper_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
+    """The largest ratio that is not clipped, from p_old: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
+    slope, intercept = line
+    return (1 + intercept) / (1 - slope * p_old)
+
+
+def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
+    """The smallest ratio that is not clipped, from p_old: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α p_old)."""
+    slope, intercept = line
+    return (1 - intercept) / (1 + slope * p_old)
 
 
 def draw_method(out: Path) -> None:

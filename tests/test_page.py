@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, lower_bound, region_masks, threshold, upper_bound
+from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, region_masks, threshold
 from controllers import Target, Track
 from grpo import group_advantages
 from schedules import make_schedule
 from study import softmax
+from study.figures import lower_bound, upper_bound
 
 PAGE = Path(__file__).parent.parent / "docs" / "index.html"
 FLAGS = (
