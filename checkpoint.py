@@ -22,8 +22,6 @@ from config import Config, require_new
 from distributed import gather, print0
 
 KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
-
-
 _held = []  # the locks of this process
 
 
@@ -54,14 +52,13 @@ def make_run_directory(cfg: Config) -> Path:
     Raises ValueError, on every rank, for an explicit --output that exists, can't be written or is being written."""
     choice = [None]
     if dist.get_rank() == 0:
-        path = Path(cfg.resume) if cfg.resume else cfg.default_directory
-        for i in range(2, 1000):
-            if cfg.resume or cfg.output or not path.exists():
-                break
-            path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{i}")
+        path, number = cfg.default_directory, 1
+        while path.exists() and not cfg.output:
+            number += 1
+            path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{number}")
         try:
-            if not cfg.resume:
-                require_new(cfg.output)
+            if cfg.output and not cfg.resume:
+                require_new(cfg.output)  # it was, before the model was loaded
             _held.append(lock(path))
             if cfg.resume:
                 changes = cfg.changes(json.loads((path / "config.json").read_text()))

@@ -1,6 +1,6 @@
 """Every option of a training run: one dataclass, two presets, and the checks that need nothing loaded.
 
-The values marked [recipe] are not stated in the paper. They are those of verl's public DAPO recipe for a 7B model,
+The defaults marked [recipe] are not stated in the paper. They are those of verl's public DAPO recipe for a 7B model,
 whose known numbers (512 prompts a step, learning rate 1e-6) match the paper's.
 """
 
@@ -22,23 +22,7 @@ from objectives import LOSSES, OWN_CLIP
 from schedules import SCHEDULES, TWO_PHASE, make_schedule
 
 PRESETS = {
-    "paper": dict(  # Qwen2.5-7B on DAPO-Math-17k, arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
-        model="Qwen/Qwen2.5-7B",
-        data="BytedTsinghua-SIA/DAPO-Math-17k",
-        total_steps=400,
-        prompts_per_step=512,
-        group_size=8,
-        max_prompt_tokens=2048,  # [recipe]
-        max_response_tokens=8192,
-        lr=1e-6,
-        lr_warmup_steps=10,  # [recipe]
-        mini_batches=16,  # [recipe] 32 prompts each
-        epochs=1,  # [recipe]
-        micro_batch_tokens=16384,
-        vllm_gpu_memory=0.75,
-        vllm_max_num_seqs=512,  # all responses of a GPU at once
-        save_every=20,
-    ),
+    "paper": {},  # Config's own defaults: arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
     "tiny": dict(  # a model of 0.1M parameters and the task in tiny.py, on a laptop's CPU, in minutes
         model="tiny",
         data="tiny",
@@ -53,6 +37,7 @@ PRESETS = {
         mini_batches=1,
         epochs=16,
         micro_batch_tokens=4096,
+        vllm_max_num_seqs=256,
         save_every=25,
     ),
 }
@@ -61,8 +46,6 @@ SAME_RUN = (  # changed on resume, they would make it another run
     "schedule total_steps phase_share od_h_init od_ratio objective target target_nats train_regions seed "
     "model data reward prompts_per_step group_size"
 ).split()
-
-
 RANGES = {  # (least, most): flags
     (0, 10**9): "lr_warmup_steps weight_decay overlong_buffer skip_bad_steps",
     (1, 10**9): "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs save_every "
@@ -73,6 +56,7 @@ RANGES = {  # (least, most): flags
     (0.001, 100_000): "timeout_minutes",
     (0.01, 0.99): "vllm_gpu_memory",
     (-(10**9), 10**9): "entropy_coef",
+    (1e-30, 1e50): "lr max_grad_norm is_cap",
 }
 
 
@@ -86,11 +70,9 @@ class Config:
 
     # what to run
     preset: Literal["auto", "paper", "tiny"] = opt("auto", "defaults of flags; auto: paper where CUDA is, else tiny")
-    schedule: Literal["auto", *SCHEDULES] = opt(
-        "auto", "how the clip thresholds move over training; auto: id with the objective grpo, static with any other"
-    )
-    model: str = opt("", "hub id or directory of a causal language model; tiny: the built-in one")
-    data: str = opt("", "hub id or local JSONL/Parquet/CSV file of problems with answers; tiny: the built-in task")
+    schedule: Literal["auto", *SCHEDULES] = opt("auto", "how the thresholds move; auto: id with grpo, else static")
+    model: str = opt("Qwen/Qwen2.5-7B", "hub id or directory of a causal language model; tiny: the built-in one")
+    data: str = opt("BytedTsinghua-SIA/DAPO-Math-17k", "hub id or JSONL/Parquet/CSV file; tiny: the built-in task")
     output: str | None = opt(None, "run directory; default: a fresh runs/PRESET-SCHEDULE-seedN")
     resume: str | None = opt(None, "go on with this run; auto: with the one above, or start it", metavar="DIR")
     seed: int = opt(0, "seeds data order, rollouts and mini-batches")
@@ -109,39 +91,37 @@ class Config:
     track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
     track_ki: float = opt(0.2, "track: the same for the error summed over steps")
     entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
-    train_regions: str | None = opt(
-        None, "train the tokens of these regions only, e.g. E2,E3: the paper's controlled experiment", metavar="E1,.."
-    )
+    train_regions: str | None = opt(None, "train these regions' tokens only, e.g. E2,E3: the paper's experiment")
     # rollouts
-    total_steps: int = opt(0, "T, rollout batches in the run")
-    prompts_per_step: int = opt(0, "prompts in a rollout batch")
-    group_size: int = opt(0, "G, responses sampled for each prompt")
-    max_prompt_tokens: int = opt(0, "longer prompts are dropped")
-    max_response_tokens: int = opt(0, "longer responses are cut off")
-    temperature: float = opt(1.0, "of the sampling; the trainer's logits are divided by it too")
+    total_steps: int = opt(400, "T, rollout batches in the run")
+    prompts_per_step: int = opt(512, "prompts in a rollout batch")
+    group_size: int = opt(8, "G, responses sampled for each prompt")
+    max_prompt_tokens: int = opt(2048, "longer prompts are dropped")  # [recipe]
+    max_response_tokens: int = opt(8192, "longer responses are cut off")
+    temperature: float = opt(1.0, "of the sampling, without top-p or top-k; the trainer's logits are divided by it too")
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
     overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
     dynamic_sampling: int = opt(1, "draw up to so many batches until enough groups have unequal rewards (DAPO); 1: off")
     reward: str = opt("auto", "module:function, see rewards.py; auto: rewards:score, or for --data tiny tiny:score")
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
-    vllm_gpu_memory: float = opt(0.6, "vLLM's share of each GPU's memory while it generates")
-    vllm_max_num_seqs: int = opt(256, "sequences that an engine decodes at once")
+    vllm_gpu_memory: float = opt(0.75, "vLLM's share of each GPU's memory while it generates")
+    vllm_max_num_seqs: int = opt(512, "sequences that an engine decodes at once")
     is_correction: Literal["auto", "none", "token"] = opt(
         "auto", "token: weight each token's loss by min(π_old/π_sampler, is_cap); auto: token on GPUs, none on CPUs"
     )
     is_cap: float = opt(2.0, "that cap")
     check_sync: bool = opt(True, "end the run if the sampler's log-probabilities are not the trainer's")
     # update
-    lr: float = opt(0.0, "AdamW's learning rate")
-    lr_warmup_steps: int = opt(0, "rollout steps of linear warm-up")
+    lr: float = opt(1e-6, "AdamW's learning rate")
+    lr_warmup_steps: int = opt(10, "rollout steps of linear warm-up")  # [recipe]
     weight_decay: float = opt(0.1, "AdamW's weight decay")
     max_grad_norm: float = opt(1.0, "gradient norm above which gradients are scaled down")
-    mini_batches: int = opt(0, "optimizer steps per pass over a rollout batch")
-    epochs: int = opt(0, "passes over each rollout batch")
-    micro_batch_tokens: int = opt(0, "padded tokens per forward/backward on each rank: lower it when memory runs out")
+    mini_batches: int = opt(16, "optimizer steps per pass over a rollout batch")  # [recipe] 32 prompts each
+    epochs: int = opt(1, "passes over each rollout batch")  # [recipe]
+    micro_batch_tokens: int = opt(16384, "padded tokens per forward/backward on a rank: lower it when memory runs out")
     # run
-    save_every: int = opt(0, "steps between two checkpoints")
+    save_every: int = opt(20, "steps between two checkpoints")
     skip_bad_steps: int = opt(0, "optimizer steps with a non-finite gradient to leave out before the run ends")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
     timeout_minutes: float = opt(60.0, "a phase of a step (rollout, update ...) that takes longer ends the run")
@@ -156,44 +136,21 @@ class Config:
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()
         self.make_controller()
-        if self.objective in OWN_CLIP and self.schedule != "static":
-            raise ValueError(
-                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
-                "would do nothing: use static"
-            )
         for (least, most), names in RANGES.items():
             for name in names.split():
                 if not least <= getattr(self, name) <= most:
                     flag, value = name.replace("_", "-"), getattr(self, name)
                     raise ValueError(f"--{flag} must be at least {least} and at most {most}, got {value}")
-        for name in ("model", "data", "reward"):
-            if not getattr(self, name):
-                raise ValueError(f"--{name} must not be empty")
-        for name in ("lr", "max_grad_norm", "is_cap"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"--{name.replace('_', '-')} must be a positive number, got {getattr(self, name)}")
         rows = self.prompts_per_step * self.group_size
-        if rows > 10**6:
-            raise ValueError(
-                f"--prompts-per-step {self.prompts_per_step} × --group-size {self.group_size} are {rows} responses a "
-                "step: at most a million"
-            )
         if self.mini_batches * self.epochs == 1:
-            raise ValueError(
-                "--mini-batches 1 with --epochs 1 is one optimizer step per rollout batch: every ratio is then 1, "
-                "nothing is ever clipped and every schedule does nothing; raise one of them"
-            )
+            raise ValueError("--mini-batches 1 --epochs 1: all ratios are 1 and every schedule does nothing; raise one")
         if rows % self.mini_batches:
             raise ValueError(f"--mini-batches {self.mini_batches} must divide prompts_per_step × group_size = {rows}")
-        if self.micro_batch_tokens < self.max_prompt_tokens + self.max_response_tokens:
-            raise ValueError(
-                f"--micro-batch-tokens {self.micro_batch_tokens} is less than one longest sequence, "
-                f"{self.max_prompt_tokens} prompt + {self.max_response_tokens} response tokens"
-            )
+        if self.micro_batch_tokens < (longest := self.max_prompt_tokens + self.max_response_tokens):
+            raise ValueError(f"--micro-batch-tokens {self.micro_batch_tokens} is below prompt + response, {longest}")
         if self.overlong_buffer > self.max_response_tokens:
             raise ValueError(
-                f"--overlong-buffer {self.overlong_buffer} is more than "
-                f"--max-response-tokens {self.max_response_tokens}"
+                f"--overlong-buffer {self.overlong_buffer} exceeds --max-response-tokens {self.max_response_tokens}"
             )
         if self.report_to != "none" and importlib.util.find_spec(self.report_to) is None:
             raise ValueError(f"--report-to {self.report_to}: not installed here: pip install {self.report_to}")
@@ -203,6 +160,7 @@ class Config:
     def refuse_flags_without_effect(self) -> None:
         """Raises ValueError for a flag that was changed although this run does not look at it."""
         looked_at = {
+            "schedule": self.objective not in OWN_CLIP,
             "phase_share": self.schedule in TWO_PHASE,
             "od_h_init od_ratio": self.schedule == "od",
             "target target_nats": self.objective in CONTROLLERS,
@@ -212,8 +170,9 @@ class Config:
             "is_cap": self.is_correction != "none",
         }
         idle = " ".join(names for names, is_looked_at in looked_at.items() if not is_looked_at).split()
+        usual = self.defaults() | {"schedule": "static"}
         for name in idle:
-            if getattr(self, name) != self.defaults()[name]:
+            if getattr(self, name) != usual[name]:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --schedule {self.schedule} "
                     f"--objective {self.objective} --sampler {self.sampler} --is-correction {self.is_correction}"
@@ -252,38 +211,31 @@ class Config:
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in vars(self).items() if k != "resume"}, indent=2)
 
-    def own_flags(self) -> str:
-        """The schedule, the objective, and what differs from the preset."""
-        usual = self.defaults() | dict(preset=self.preset, schedule="", objective="", is_correction=self.is_correction)
-        return " ".join(f"--{k.replace('_', '-')} {v}" for k, v in vars(self).items() if v != usual[k])
-
-    def changes(self, saved: dict) -> dict[str, str]:
-        """{flag: "old -> new"} against a saved configuration."""
-        now = json.loads(self.to_json())
-        return {k: f"{saved[k]!r} -> {now[k]!r}" for k in now if k in saved and saved[k] != now[k] and k != "output"}
+    def changes(self, other: dict) -> dict[str, str]:
+        """{flag: "old -> new"} against another configuration, wherever the two runs write."""
+        new = {k: v for k, v in vars(self).items() if k not in ("output", "resume")}
+        return {k: f"{other[k]!r} -> {v!r}" for k, v in new.items() if v != other[k]}
 
 
-def require_new(output: str | None) -> None:
-    """Raises ValueError if a run can't be started in the directory `output`."""
-    if output is None:
-        return
-    if os.path.lexists(output):
+def require_new(output: str) -> None:
+    """Raises ValueError if a run can't be started in the directory `output`, which may be left from one that was killed
+    before it had written anything but its lock."""
+    if os.path.lexists(output) and not (os.path.isdir(output) and set(os.listdir(output)) <= {".lock", "config.tmp"}):
         raise ValueError(f"--output {output} exists: name another one, remove it, or go on in it with --resume auto")
     parent = next(path for path in Path(output).absolute().parents if path.exists())
     if not (parent.is_dir() and os.access(parent, os.W_OK)):
         raise ValueError(f"--output {output}: {parent} can't be written")
 
 
-def read_saved(path: Path) -> dict:
-    """The configuration that a run saved. Raises ValueError if it is none, or another version's."""
+def read_saved(run: Path) -> dict:
+    """The configuration that a run saved. Raises ValueError if there is none, or another version's."""
     try:
-        saved = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error})") from None
+        saved = json.loads((run / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--resume {run}: its config.json can't be read ({error})") from None
     names = {f.name for f in fields(Config)} - {"resume"}
-    if not isinstance(saved, dict) or set(saved) != names:
-        differing = ", ".join(sorted(set(saved) ^ names)) if isinstance(saved, dict) else "it is no object"
-        raise ValueError(f"{path} is not a configuration of this version of grpo.py ({differing})")
+    if differing := set(saved) ^ names if isinstance(saved, dict) else {"it is no object"}:
+        raise ValueError(f"--resume {run}: its config.json is of another version ({', '.join(sorted(differing))})")
     return saved
 
 
@@ -304,20 +256,13 @@ def parse_config(argv: list[str] | None = None) -> Config:
     """The run's configuration from the command line: preset first, then flags; with --resume the run's own one first,
     and `resume` is then its directory (None for a run that starts). A bad flag exits with code 2 and is named."""
     parser = HfArgumentParser(
-        Config,
-        prog="grpo.py",
-        usage="%(prog)s [--flag value] ...",
-        description="GRPO with flexible entropy control (arXiv 2602.09782). GPUs need a driver of the R580 series "
-        "or newer (CUDA 13); every rank loads the model in float32 on the host.",
-        allow_abbrev=False,
+        Config, prog="grpo.py", usage="%(prog)s [--flag value] ...", description=Config.__doc__, allow_abbrev=False
     )
     one_line = lambda message: f"{parser.prog}: error: {' '.join(message.split())}\n"
     parser.error = lambda message: parser.exit(2, one_line(message))  # without the usage
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--preset", default="auto")
-    early.add_argument("--top-p", "--top_p", "--top-k", "--top_k", dest="truncation")
-    known = early.parse_known_args(argv)[0]
-    preset = known.preset
+    preset = early.parse_known_args(argv)[0].preset
     if preset == "auto":
         preset = "paper" if torch.cuda.is_available() else "tiny"
     parser.set_defaults(**PRESETS.get(preset, {}))  # an unknown preset is refused by the next line
@@ -325,28 +270,20 @@ def parse_config(argv: list[str] | None = None) -> Config:
     parse = lambda preset: Config(**vars(parser.parse_args(argv)) | {"preset": preset})
     try:
         require_working_gpus()
-        if known.truncation is not None:
-            raise ValueError(
-                "--top-p and --top-k are for evaluation: the trainer's probabilities are those of the whole "
-                "vocabulary, so samples from a part of it would give every token a wrong ratio"
-            )
         cfg = parse(preset)
         directory = cfg.default_directory if cfg.resume in (None, "auto") else Path(cfg.resume)
-        begun = (directory / "config.json").is_file()
-        if cfg.resume == "auto" and not begun:
+        if cfg.resume == "auto" and not (directory / "config.json").is_file():
             cfg.output, cfg.resume = str(directory), None
         if cfg.resume is None:
-            require_new(cfg.output)
+            if cfg.output:
+                require_new(cfg.output)
             return cfg
-        if not begun:
-            raise ValueError(f"--resume {directory}: there is no run, no config.json in it")
-        saved = read_saved(directory / "config.json")
+        saved = read_saved(directory)
         parser.set_defaults(**saved)
         cfg = parse(saved["preset"])
         cfg.output = cfg.resume = str(directory)
-        if other := {flag: change for flag, change in cfg.changes(saved).items() if flag in SAME_RUN}:
-            listed = ", ".join(f"{flag}: {change}" for flag, change in other.items())
-            raise ValueError(f"--resume {directory}: this would be another run ({listed}); leave these flags away")
+        if other := [f"{flag}: {change}" for flag, change in cfg.changes(saved).items() if flag in SAME_RUN]:
+            raise ValueError(f"--resume {directory}: this would be another run ({', '.join(other)}); leave these away")
         return cfg
     except ValueError as error:
         parser.error(str(error))

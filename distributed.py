@@ -8,32 +8,28 @@ import signal
 import sys
 import threading
 import time
-import weakref
 from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 import torch.distributed.run
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 
 def init_distributed(timeout_minutes: float) -> torch.device:
     """One process group, from torchrun's variables or of this process alone. `timeout_minutes`: of a collective."""
     if sys.platform == "linux":  # end with torchrun, even if that is killed with -9
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    for name, value in dict(
-        RANK=0, LOCAL_RANK=0, WORLD_SIZE=1, LOCAL_WORLD_SIZE=1, MASTER_ADDR="127.0.0.1", MASTER_PORT=0
-    ).items():
-        os.environ.setdefault(name, str(value))
-    timeout = timedelta(minutes=timeout_minutes)
+    for pair in "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=0".split():
+        os.environ.setdefault(*pair.split("="))
+    backend, device = "gloo", torch.device("cpu")
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, and most shapes here are new
-        dist.init_process_group("cpu:gloo,cuda:nccl", timeout=timeout)
-        return torch.device("cuda", torch.cuda.current_device())
-    dist.init_process_group("gloo", timeout=timeout)
-    return torch.device("cpu")
+    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    return device
 
 
 def end_distributed(*samplers) -> None:
@@ -94,24 +90,23 @@ class StopRequest:
 
 
 class Phases:
-    """Seconds spent in each phase of a step, and an end to a phase that never ends:
-
-        phases = Phases(limit_minutes=30)
-        phases.begin_step(0)
-        with phases("rollout"): ...
-        phases.seconds  # {"rollout": 1.5}
+    """`with phases("rollout"): ...` adds up the seconds spent in each phase of a step, and ends one that never ends.
 
     A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase
     named. On GPUs a collective that waits for a dead rank would otherwise end with a bare abort, and generation that
-    hangs would not end at all. The watch ends with this object."""
+    hangs would not end at all."""
 
     def __init__(self, limit_minutes: float):
         self.limit = 60 * limit_minutes
         self.step, self.phase, self.since, self.seconds = 0, "start", time.monotonic(), {}
-        threading.Thread(target=_watch, args=(weakref.ref(self),), daemon=True).start()
+        threading.Thread(target=self._watch, daemon=True).start()
 
-    def begin_step(self, step: int) -> None:
-        self.step, self.seconds = step, {}
+    def _watch(self) -> None:
+        while time.monotonic() - self.since < self.limit:
+            time.sleep(min(1.0, self.limit / 10))
+        late = f"not done after {self.limit / 60:g} minutes (--timeout-minutes)"
+        print(f"grpo.py: error: {self.where}: {late}", file=sys.stderr, flush=True)
+        os._exit(1)
 
     @contextmanager
     def __call__(self, phase: str):
@@ -124,45 +119,12 @@ class Phases:
     def where(self) -> str:
         return f"rank {os.environ.get('RANK', '0')}, step {self.step}, phase {self.phase}"
 
-    @contextmanager
-    def naming_errors(self):
-        """An exception in here says in which rank, step and phase it arose. Ctrl-C ends the process with 130."""
-        try:
-            yield
-        except KeyboardInterrupt:
-            print0(f"interrupted in {self.where}")
-            sys.exit(130)
-        except Exception as error:
-            if isinstance(error, RuntimeError):
-                time.sleep(5)  # perhaps a peer's death is felt here: torchrun should see that one first, and name it
-            error.add_note(f"({self.where})")
-            raise
 
-
-def _watch(watched: weakref.ref) -> None:
-    """Ends the process when a phase has taken too long. It holds no reference to what it watches while it sleeps."""
-    while (phases := watched()) is not None:
-        if time.monotonic() - phases.since >= phases.limit:
-            limit = f"not done after {phases.limit / 60:g} minutes (--timeout-minutes)"
-            print(f"grpo.py: error: {phases.where}: {limit}", file=sys.stderr, flush=True)
-            os._exit(1)
-        pause = min(1.0, phases.limit / 10)
-        del phases
-        time.sleep(pause)
-
-
-@record
-def launch() -> None:
-    """torchrun, but without its 40 lines of report when a rank ended with 2: a user's mistake, named by the rank."""
+if __name__ == "__main__":  # torchrun, but without its 40 lines of report on a user's mistake, which a rank has named
     logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         torch.distributed.run.main()
     except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        if failure.exitcode == 2:
+        if error.get_first_failure()[1].exitcode == 2:
             sys.exit(2)
         raise
-
-
-if __name__ == "__main__":
-    launch()

@@ -45,7 +45,7 @@ from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
 from policy import Policy, full_tensor, not_finite, old_stats
 from rewards import RewardError
 from rollout import FILLER, Rollouts, collate, collect, overlong_penalty, plan_micro_batches, sampler_mismatch
-from run import Run, finish, require_finite, save_evidence, set_up, stop_early, trainer_state
+from run import Run, finish, save_evidence, set_up, stop_early, trainer_state
 
 # ---------------------------------------------------------------------------------------------------------- the step
 
@@ -70,7 +70,8 @@ def training_step(run: Run, step: int) -> dict:
     with phases("old_stats"):
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
-    require_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, old_logp=old.logp, entropy=old.entropy)
+    if wrong := not_finite(policy, advantages=advantages, sampler_logp=rollouts.sampler_logp, **old._asdict()):
+        raise FloatingPointError(wrong)
     mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, policy.compute_dtype if cfg.check_sync else None)
 
     # 5: the two thresholds of this step, and what the controller says, if the objective has one
@@ -215,7 +216,7 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
 
     for step in range(first_step, cfg.total_steps):
         start = time.perf_counter()
-        phases.begin_step(step)
+        phases.step, phases.seconds = step, {}
         set_seed(seed_of(cfg.seed, "global", step, dist.get_rank()))  # for whatever draws from the global generators
         try:
             line = training_step(run, step)
@@ -241,10 +242,18 @@ def main(argv: list[str] | None = None) -> None:
     phases = Phases(cfg.timeout_minutes)
     # a collective may take a minute longer than a phase, so that the phase that hangs is named first
     device = init_distributed(cfg.timeout_minutes + 1)
-    where = "GPUs" if device.type == "cuda" else "CPU processes"
-    print0(f"preset {cfg.preset} on {dist.get_world_size()} {where}: {cfg.own_flags()}")
-    with phases.naming_errors():
+    where = f"{dist.get_world_size()} {'GPUs' if device.type == 'cuda' else 'CPU processes'}"
+    print0(f"preset {cfg.preset} on {where}: schedule {cfg.schedule}, objective {cfg.objective}")
+    try:
         train(cfg, device, phases)
+    except KeyboardInterrupt:
+        print0(f"interrupted in {phases.where}")
+        sys.exit(130)
+    except Exception as error:
+        if isinstance(error, RuntimeError):
+            time.sleep(5)  # perhaps a peer's death is felt here: torchrun should see that one first, and name it
+        error.add_note(f"({phases.where})")
+        raise
 
 
 if __name__ == "__main__":

@@ -41,7 +41,6 @@ on all ranks. Entropies and log-probabilities are in nats.
 import argparse
 import json
 import os
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +56,7 @@ from logprobs import TokenStats
 
 REFERENCES = Path(__file__).parent / "study" / "results" / "tiny.jsonl"  # runs of the tiny preset that ship with it
 NO_MATTER = (  # options that such a run may have changed
-    "preset schedule seed output resume sampler vllm_tp vllm_gpu_memory vllm_max_num_seqs check_sync save_every "
+    "preset schedule seed sampler vllm_tp vllm_gpu_memory vllm_max_num_seqs check_sync save_every "
     "skip_bad_steps report_to timeout_minutes"
 ).split()
 
@@ -199,10 +198,8 @@ class Logger:
 def references(cfg: Config) -> dict[str, list[dict]]:
     """{label: lines of study/results} that a run can be held against: those of static and of its own schedule, one
     line a seed. They are runs of the tiny preset as it is, so any other run gets none."""
-    as_it_is = {f.name: f.default for f in fields(Config)} | PRESETS["tiny"]
-    as_it_is |= {"reward": "tiny:score", "is_correction": "none"}
-    changed = any(getattr(cfg, name) != value for name, value in as_it_is.items() if name not in NO_MATTER)
-    if changed or not REFERENCES.exists():
+    as_it_is = vars(Config(preset="tiny", is_correction="none", **PRESETS["tiny"]))
+    if cfg.changes(as_it_is).keys() - NO_MATTER or not REFERENCES.exists():
         return {}
     lines = read_lines(REFERENCES)
     found = {label: [line for line in lines if line["label"] == label] for label in ("static", cfg.schedule)}

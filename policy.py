@@ -26,8 +26,8 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 def not_finite(policy: torch.nn.Module, **tensors: torch.Tensor) -> str:
     """Which of `tensors` and of the policy's gradients are not finite, rank by rank. A collective."""
     for name, parameter in policy.named_parameters():
-        gradient = parameter.grad
-        tensors[f"gradient of {name}"] = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        if (gradient := parameter.grad) is not None:
+            tensors[f"gradient of {name}"] = gradient.to_local() if isinstance(gradient, DTensor) else gradient
     bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     found = [f"rank {dist.get_rank()}: {len(bad)} tensors are not finite, first {bad[0]}"] if bad else []
     return "; ".join(gather(found))

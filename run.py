@@ -58,22 +58,18 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
         tokenizer, model_config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {model}: {str(error).splitlines()[0]}") from None
-    ends = ", ".join(f"{tokenizer.decode([i])} ({i})" for i in eos_ids(model))
-    print0(f"a response ends with {ends}")
+    print0("a response ends with " + ", ".join(f"{tokenizer.decode([i])} ({i})" for i in eos_ids(model)))
     max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:
         raise ValueError(
-            f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
-            f"than the {context} positions of {model} (max_position_embeddings)"
+            f"--max-prompt-tokens + --max-response-tokens, {max_len}, is more than the {context} positions of {model}"
         )
     check_memory(model, local_world_size, cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
-    if len(problems) < cfg.prompts_per_step:
-        raise ValueError(
-            f"--prompts-per-step {cfg.prompts_per_step} is more than the {len(problems)} problems in {cfg.data}"
-        )
     print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
+    if len(problems) < cfg.prompts_per_step:
+        raise ValueError(f"--prompts-per-step {cfg.prompts_per_step} is more than these {len(problems)} problems")
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     limits = dict(max_len=max_len, tp=cfg.vllm_tp, gpu_memory=cfg.vllm_gpu_memory, max_num_seqs=cfg.vllm_max_num_seqs)
@@ -87,10 +83,9 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     saver = Checkpointer(directory, policy, optimizer)
     schedule, control = cfg.make_schedule(), cfg.make_controller()
     run = Run(cfg, directory, tokenizer, problems, reward, sampler, policy, optimizer, saver, schedule, control, phases)
-    first_step = 0
+    state = saver.load(directory)  # None where there is no checkpoint
+    first_step = resume(run, state) if state else 0
     if cfg.resume:
-        state = saver.load(directory)
-        first_step = resume(run, state) if state else 0
         print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
     sampler.sync(policy.full_tensors())
     return run, first_step
@@ -152,10 +147,3 @@ def save_evidence(run: Run, step: int) -> str:
     if dist.get_rank() == 0:
         torch.save(run.evidence, directory / "rollouts.pt")
     return f"weights left as they were, saved with the rollouts in {directory}"
-
-
-def require_finite(**tensors: torch.Tensor) -> None:
-    """Raises FloatingPointError, which says how many numbers of which tensor are not finite."""
-    for name, tensor in tensors.items():
-        if bad := int((~tensor.isfinite()).sum()):
-            raise FloatingPointError(f"{bad} of {tensor.numel()} numbers in {name} are not finite")

@@ -12,7 +12,6 @@ The model starts as an imitation of Zipf's law: a few characters take most of th
 ones they are depends on the prompt.
 """
 
-import functools
 import hashlib
 import random
 import re
@@ -42,15 +41,13 @@ MAX_LENGTH = 256  # of prompt and response together
 
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
-    """`n` problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the number only.
-    They are distinct as long as the split has that many (TRAIN or EVAL), and repeated evenly beyond. The splits share
-    no number. Raises ValueError for another split."""
+    """`n` different problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the
+    number only. The splits share no number, and have TRAIN and EVAL problems. Raises ValueError for another split."""
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
     pool = [str(number) for number in range(100, 1000) if (zlib.crc32(b"%d" % number) % 5 == 0) == (split == "eval")]
-    rng = random.Random(seed)
-    chosen = [number for _ in range(-(-n // len(pool))) for number in rng.sample(pool, len(pool))]
-    return [{"problem": number, "answer": number} for number in chosen[:n]]
+    chosen = random.Random(seed).sample(pool, len(pool))[:n]
+    return [{"problem": number, "answer": number} for number in chosen]
 
 
 def score(golds: list, completions: list) -> list[Result]:
@@ -64,21 +61,14 @@ def score(golds: list, completions: list) -> list[Result]:
     return results
 
 
-@functools.cache
-def tables() -> tuple[torch.Tensor, torch.Tensor]:
-    """What a digit of the prompt, at each of its 3 places, adds to the teacher's logits: of the free characters
-    [3, 10, FREE, 81] and of the digits in the box [3, 10, BOXED, 10]."""
-    generator = torch.Generator().manual_seed(7)
-    free = torch.randn(3, 10, FREE, len(CHARACTERS), generator=generator)
-    return free / 3**0.5, torch.randn(3, 10, BOXED, len(DIGITS), generator=generator) / 3**0.5
-
-
 def teacher(prompts: list[str], generator: torch.Generator) -> list[str]:
     """A response to each prompt, sampled. Neither the free characters nor the box look at what is correct."""
     digits = torch.tensor([[int(digit) for digit in prompt] for prompt in prompts])  # [N, 3]
     zipf = -EXPONENT * torch.arange(1, len(CHARACTERS) + 1).log()
-    texts = []
-    for table, law, alphabet in zip(tables(), (zipf, torch.zeros(len(DIGITS))), (CHARACTERS, DIGITS)):
+    fixed, texts = torch.Generator().manual_seed(7), []
+    for length, law, alphabet in ((FREE, zipf, CHARACTERS), (BOXED, torch.zeros(len(DIGITS)), DIGITS)):
+        # what a digit of the prompt, at each of its 3 places, adds to the logits
+        table = torch.randn(3, 10, length, len(alphabet), generator=fixed) / 3**0.5
         p = (law + table[torch.arange(3), digits].sum(1)).softmax(-1)  # [N, FREE or BOXED, alphabet]
         chosen = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
         texts.append(["".join(alphabet[i] for i in row) for row in chosen.tolist()])
@@ -109,26 +99,24 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 model of 0.1M parameters (fp32, on the CPU) trained to imitate the teacher on the train split. It depends
     on `seed` alone and leaves the caller's random state as it was."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=192,
+        num_hidden_layers=2,
+        num_attention_heads=2,  # of 32: the smallest that vLLM's attention kernels take
+        num_key_value_heads=1,
+        max_position_embeddings=MAX_LENGTH,
+        tie_word_embeddings=True,
+        initializer_range=0.05,
+        dtype="float32",
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        # Heads of 32: the smallest that vLLM's attention kernels take.
-        model = Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=64,
-                intermediate_size=192,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                max_position_embeddings=MAX_LENGTH,
-                tie_word_embeddings=True,
-                initializer_range=0.05,
-                dtype="float32",
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        model = Qwen2ForCausalLM(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS, pct_start=0.1, cycle_momentum=False)
     for _ in tqdm(range(STEPS), desc="warm start of the tiny model", unit="step"):

@@ -387,7 +387,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
             for kind in ("transformers", "vllm")
         }
         seconds = side_by_side(
-            {kind: lambda s=s: s.sync(policy.full_tensors(torch.float32)) for kind, s in samplers.items()}, args.repeats
+            {kind: lambda s=s: s.sync(policy.full_tensors()) for kind, s in samplers.items()}, args.repeats
         )
         rows += [
             (

@@ -187,6 +187,19 @@ def test_a_run_directory_has_one_writer(tmp_path):
         lock(tmp_path / "file" / "run")
 
 
+@pytest.mark.parametrize("left, starts", [(".lock", True), ("config.tmp", True), ("notes.txt", False)])
+def test_a_directory_that_a_kill_left_before_the_run_began_is_no_run(tmp_path, capsys, left, starts):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / left).touch()
+    for flags in ([], ["--resume", "auto"]):
+        if starts:
+            assert parse_config(["--preset", "tiny", "--output", str(tmp_path / "run"), *flags]).resume is None
+        else:
+            with pytest.raises(SystemExit):
+                parse_config(["--preset", "tiny", "--output", str(tmp_path / "run"), *flags])
+            assert "run exists: name another one" in capsys.readouterr().err
+
+
 FULL_DISK = """
 import json, resource, signal, sys, torch.distributed
 from pathlib import Path
@@ -262,7 +275,7 @@ def test_resume_refuses_another_run(saved, flags, capsys):
 
 
 @pytest.mark.parametrize(
-    "text, message", [("[1]", "it is no object"), ('{"preset": "tiny"}', "schedule"), ("{", "not JSON")]
+    "text, message", [("[1]", "it is no object"), ('{"preset": "tiny"}', "schedule"), ("{", "can't be read")]
 )
 def test_resume_of_a_damaged_configuration_is_one_line(saved, text, message, capsys):
     (saved / "config.json").write_text(text)
@@ -287,7 +300,7 @@ def test_advantages_that_are_not_finite_end_the_run_on_all_ranks_and_are_kept(tm
     monkeypatch.setenv("SABOTAGE", "2 1 inf")
     done = torchrun("grpo.py", *FLAGS, "--schedule", "static", "--output", tmp_path / "run", check=False)
     assert done.returncode == 1
-    assert "numbers in advantages are not finite" in done.stderr and "step 1, phase" in done.stderr
+    assert "tensors are not finite, first advantages" in done.stderr and "step 1, phase" in done.stderr
     saved = torch.load(tmp_path / "run/bad-step-1/rollouts.pt", weights_only=False)
     assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 8 * 8
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/bad-step-1/model.safetensors").values())

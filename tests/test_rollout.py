@@ -60,7 +60,7 @@ def fill(dynamic_sampling, useful_share, draws=0):
         problem["answer"] = str(i) + " "
     number = {id(problem["answer"]): i for i, problem in enumerate(problems)}
     cfg = tiny_config(prompts_per_step=4, group_size=2, mini_batches=2, dynamic_sampling=dynamic_sampling)
-    rollouts, metrics, draws = collect(ScriptedSampler(), reward, tokenizer, problems, cfg, 0, draws, Phases(10))
+    rollouts, metrics, draws = collect(ScriptedSampler(), reward, tokenizer, problems, cfg, 0, draws, Phases(math.inf))
     return rollouts, metrics, draws, scored
 
 
