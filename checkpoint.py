@@ -58,7 +58,7 @@ def make_run_directory(cfg: Config) -> Path:
             path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{number}")
         try:
             if cfg.output and not cfg.resume:
-                require_new(cfg.output)  # it was, before the model was loaded
+                require_new(cfg.output)  # parse_config did so too, but before the model was loaded
             _held.append(lock(path))
             if cfg.resume:
                 changes = cfg.changes(json.loads((path / "config.json").read_text()))
@@ -91,7 +91,7 @@ class Checkpointer:
         self.pending, self.error, self.last = None, None, 0  # last: the steps that the newest one has seen
 
     def begin(self, step: int, trainer: dict, obstacle: str | None = None) -> None:
-        """Start to save the state after `step` steps; `trainer` is what is JSON-able of it. `obstacle`, on rank 0: why
+        """Start to save the state after `step` steps; `trainer` is the JSON-able part of it. `obstacle`, on rank 0: why
         this checkpoint would be of no use."""
         self.finish()
         self.last = step

@@ -45,13 +45,14 @@ def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tens
 
 
 def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
-    """(low, high), the bounds of each token's ratio. They are numbers, and no path for gradient."""
+    """(low, high), the bounds of each token's ratio, without gradient. Seen from p_old they are (1 − β) / (1 + α p_old)
+    and (1 + β) / (1 − α p_old), because r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
     p = torch.where(response_mask, logp.detach(), 0.0).exp()
     return 1 - threshold(p, lower), 1 + threshold(p, upper)
 
 
 def clip_side(ratio, low, high, advantages, response_mask) -> torch.Tensor:
-    """int8: 1 where the gradient is cut because Â > 0 and r > `high`, −1 where because Â < 0 and r < `low`, else 0."""
+    """int8: 1 where Â > 0 and r > `high`, −1 where Â < 0 and r < `low`, else 0. There PPO's clip cuts the gradient."""
     above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return (above.to(torch.int8) - below.to(torch.int8)) * response_mask
 
@@ -72,7 +73,7 @@ def clipped_surrogate(
     lower: Line,  # ε_low(p), which binds where Â < 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise. Returns each token's loss and
-    its `clip_side`, which are 0 where a token does not count. The caller divides the sum of the losses by the number of
+    its `clip_side`, both 0 where a token does not count. The caller divides the sum of the losses by the number of
     tokens, once, over all ranks."""
     return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
 
@@ -89,8 +90,7 @@ def entropy_change(logp, entropy, mean_f, advantages) -> torch.Tensor:
     """−Â [f(a) − B], the inner product ⟨∇_z L, ∇_z H⟩ at r = 1, where `mean_f` is B = E_{x~π}[f(x)].
 
     It is the first-order change of H, in nats, per unit of a gradient step on the logits z of this one state. If it is
-    positive, the token pushes entropy up. A network shares its parameters between states, so there this is often true,
-    and not always.
+    positive, the token pushes entropy up. In a network, whose states share parameters, this is often true, not always.
     """
     return -advantages * (token_term(logp, entropy) - mean_f)
 

@@ -1,7 +1,8 @@
 """Every option of a training run: one dataclass, two presets, and the checks that need nothing loaded.
 
-The defaults marked [recipe] are not stated in the paper. They are those of verl's public DAPO recipe for a 7B model,
-whose known numbers (512 prompts a step, learning rate 1e-6) match the paper's.
+The paper states the defaults of model, data, total_steps, prompts_per_step, group_size, max_response_tokens and lr.
+Those marked [recipe] are of verl's public DAPO recipe for a 7B model, whose known numbers (512 prompts a step, learning
+rate 1e-6) match the paper's.
 """
 
 import argparse
@@ -37,6 +38,7 @@ PRESETS = {
         mini_batches=1,
         epochs=16,
         micro_batch_tokens=4096,
+        vllm_gpu_memory=0.6,
         vllm_max_num_seqs=256,
         save_every=25,
     ),
@@ -47,7 +49,7 @@ SAME_RUN = (  # changed on resume, they would make it another run
     "model data reward prompts_per_step group_size"
 ).split()
 RANGES = {  # (least, most): flags
-    (0, 10**9): "lr_warmup_steps weight_decay overlong_buffer skip_bad_steps",
+    (0, 10**9): "lr_warmup_steps weight_decay overlong_buffer",
     (1, 10**9): "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs save_every "
     "micro_batch_tokens dynamic_sampling vllm_tp vllm_max_num_seqs",
     (2, 10**9): "group_size",
@@ -56,7 +58,7 @@ RANGES = {  # (least, most): flags
     (0.001, 100_000): "timeout_minutes",
     (0.01, 0.99): "vllm_gpu_memory",
     (-(10**9), 10**9): "entropy_coef",
-    (1e-30, 1e50): "lr max_grad_norm is_cap",
+    (1e-30, 1e38): "lr max_grad_norm is_cap",
 }
 
 
@@ -106,7 +108,7 @@ class Config:
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.75, "vLLM's share of each GPU's memory while it generates")
-    vllm_max_num_seqs: int = opt(512, "sequences that an engine decodes at once")
+    vllm_max_num_seqs: int = opt(512, "sequences that an engine decodes at once")  # all of a GPU, if there are 8
     is_correction: Literal["auto", "none", "token"] = opt(
         "auto", "token: weight each token's loss by min(π_old/π_sampler, is_cap); auto: token on GPUs, none on CPUs"
     )
@@ -122,7 +124,6 @@ class Config:
     micro_batch_tokens: int = opt(16384, "padded tokens per forward/backward on a rank: lower it when memory runs out")
     # run
     save_every: int = opt(20, "steps between two checkpoints")
-    skip_bad_steps: int = opt(0, "optimizer steps with a non-finite gradient to leave out before the run ends")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
     timeout_minutes: float = opt(60.0, "a phase of a step (rollout, update ...) that takes longer ends the run")
 
@@ -136,6 +137,11 @@ class Config:
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()
         self.make_controller()
+        if self.objective in OWN_CLIP and self.schedule != "static":
+            raise ValueError(
+                f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
+                "would do nothing: use static"
+            )
         for (least, most), names in RANGES.items():
             for name in names.split():
                 if not least <= getattr(self, name) <= most:
@@ -147,7 +153,8 @@ class Config:
         if rows % self.mini_batches:
             raise ValueError(f"--mini-batches {self.mini_batches} must divide prompts_per_step × group_size = {rows}")
         if self.micro_batch_tokens < (longest := self.max_prompt_tokens + self.max_response_tokens):
-            raise ValueError(f"--micro-batch-tokens {self.micro_batch_tokens} is below prompt + response, {longest}")
+            least = f"--max-prompt-tokens + --max-response-tokens = {longest}"
+            raise ValueError(f"--micro-batch-tokens {self.micro_batch_tokens} must be at least {least}")
         if self.overlong_buffer > self.max_response_tokens:
             raise ValueError(
                 f"--overlong-buffer {self.overlong_buffer} exceeds --max-response-tokens {self.max_response_tokens}"
@@ -160,7 +167,6 @@ class Config:
     def refuse_flags_without_effect(self) -> None:
         """Raises ValueError for a flag that was changed although this run does not look at it."""
         looked_at = {
-            "schedule": self.objective not in OWN_CLIP,
             "phase_share": self.schedule in TWO_PHASE,
             "od_h_init od_ratio": self.schedule == "od",
             "target target_nats": self.objective in CONTROLLERS,
@@ -170,9 +176,8 @@ class Config:
             "is_cap": self.is_correction != "none",
         }
         idle = " ".join(names for names, is_looked_at in looked_at.items() if not is_looked_at).split()
-        usual = self.defaults() | {"schedule": "static"}
         for name in idle:
-            if getattr(self, name) != usual[name]:
+            if getattr(self, name) != self.defaults()[name]:
                 raise ValueError(
                     f"--{name.replace('_', '-')} {getattr(self, name)} has no effect with --schedule {self.schedule} "
                     f"--objective {self.objective} --sampler {self.sampler} --is-correction {self.is_correction}"
@@ -232,7 +237,7 @@ def read_saved(run: Path) -> dict:
     try:
         saved = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--resume {run}: its config.json can't be read ({error})") from None
+        raise ValueError(f"--resume {run}: there is no config.json of a run that can be read ({error})") from None
     names = {f.name for f in fields(Config)} - {"resume"}
     if differing := set(saved) ^ names if isinstance(saved, dict) else {"it is no object"}:
         raise ValueError(f"--resume {run}: its config.json is of another version ({', '.join(sorted(differing))})")
@@ -283,9 +288,11 @@ def parse_config(argv: list[str] | None = None) -> Config:
         cfg = parse(saved["preset"])
         cfg.output = cfg.resume = str(directory)
         if other := [f"{flag}: {change}" for flag, change in cfg.changes(saved).items() if flag in SAME_RUN]:
-            raise ValueError(f"--resume {directory}: this would be another run ({', '.join(other)}); leave these away")
+            raise ValueError(
+                f"--resume {directory}: this would be another run ({', '.join(other)}); leave these flags out"
+            )
         return cfg
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
 
 

@@ -5,7 +5,7 @@
     gain = controller(step, entropy)          # `entropy`: this step's mean policy entropy in nats
     state = controller.state_dict()           # small and JSON-able; it has to be restored on resume
 
-`CONTROLLERS` says which `--objective` has which.
+`CONTROLLERS` says which `--objective` uses which controller.
 """
 
 import math
@@ -66,8 +66,7 @@ class Controller:
         self.target, self.h_init, self.memory = target, None, self.start
 
     def aim(self, step: int, entropy: float) -> float:
-        """The entropy wanted at the next step, which is what this step's update leads to. Raises ValueError for an
-        entropy that is not a positive number."""
+        """The entropy wanted at the next step, which this step's update leads to. Raises ValueError unless H > 0."""
         if not 0 < entropy < math.inf:
             raise ValueError(f"a target needs the measured entropy at step {step}, a positive number, got {entropy}")
         if self.h_init is None:
@@ -91,8 +90,7 @@ class Track(Controller):
 
     The defaults are kp = 4 and ki = 0.2. The loop is stable for (kp + ki / 2) b < 2, that is for b < 0.49. Its time
     constant is 1 / (kp b) steps. Its damping (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. A large model at a
-    small learning rate, say b = 0.02, lags the target by about a dozen steps. If H swings about the target, lower kp;
-    if H trails too far behind, raise it.
+    small learning rate, say b = 0.02, lags by about a dozen steps. If H swings, lower kp; if it trails, raise kp.
     """
 
     def __init__(self, target: Target, kp: float = 4.0, ki: float = 0.2):
@@ -147,8 +145,7 @@ class Entrocraft(Controller):
 
 class Stare(Controller):
     """W, the weight of the least likely tokens with Â > 0, moves by α = 0.01 within [1, 1.5], up while H is below the
-    target and down otherwise. Above the target it is 1 (arXiv 2606.19236, adaptive weight). It starts at the paper's
-    fixed weight 1.1."""
+    target and down otherwise. It starts at the paper's fixed weight 1.1. Above the target W = 1 (arXiv 2606.19236)."""
 
     start = 1.1
 

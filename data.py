@@ -4,8 +4,7 @@ A row's problem is its `problem`, `question` or `prompt` (text, or chat messages
 instructions that DAPO and its relatives put around it. Its answer is its `answer`, `final_answer`, `reward_model` (its
 "ground_truth") or `solution`, the first of these that there is. Of a longer text it is what follows "####" (GSM8K), or
 else the last box. A `solution` without a box has to be a number. Several answers (94 questions of OlympiadBench) are
-one gold with commas, which math-verify compares as a set: all are needed. Prompts follow Qwen2.5-Math: `BOXED` is the
-system message, the bare problem the user's.
+one gold with commas, which math-verify compares as a set: all are needed. Prompts are Qwen2.5-Math's, see `BOXED`.
 """
 
 import csv
@@ -26,12 +25,11 @@ import rewards
 import tiny
 from distributed import print0
 
-BOXED = "Please reason step by step, and put your final answer within \\boxed{}."
+BOXED = "Please reason step by step, and put your final answer within \\boxed{}."  # the system message
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
 PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 _USED = PROBLEM_COLUMNS + ANSWER_COLUMNS
-DEFAULT_CONFIGS = {"open-r1/DAPO-Math-17k-Processed": "en"}
 _INSTRUCTIONS = [  # around the problems of DAPO, around its Chinese ones, and around benchmarks in its style
     r"^Solve the following math problem step by step\. The last line of your response should be of the form "
     r"(?:Answer: (?:\$Answer )?\(without quotes\)|\\boxed\{Answer\}) where (?:\$?Answer )?"
@@ -47,10 +45,9 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     """The problems of a training set, each once: [{"problem", "answer"}], in the order of their first rows.
 
     `source`: a hub id ("BytedTsinghua-SIA/DAPO-Math-17k"), with a config where it needs one
-    ("open-r1/DAPO-Math-17k-Processed:en"); a local JSONL, JSON, Parquet or CSV file with the same columns or with
-    `problem` and `answer`; a directory that holds a copy of a hub data set; or "tiny". Problems whose rows disagree on
-    the answer are left out, and a printed line says how many. Raises ValueError if it can't be read, is empty or lacks
-    a column, and for golds that rewards.py can't use, naming their rows."""
+    ("open-r1/DAPO-Math-17k-Processed:en"); a local JSONL, JSON, Parquet or CSV file; a directory that holds a copy of a
+    hub data set; or "tiny". Raises ValueError if it can't be read, is empty or lacks a column, and for golds that
+    rewards.py can't use, naming their rows."""
     if source == "tiny":
         return tiny.problems(tiny.TRAIN if split == "train" else tiny.EVAL, seed=0, split=split)
     problems, bad = read_problems(source, source, split)
@@ -61,12 +58,14 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     return problems
 
 
-def read_problems(name: str, source: str, split: str, config: str | None = None) -> tuple[list[dict], list[str]]:
-    """The problems that can be used, each once, and what is wrong with each row that cannot be. Says how many rows
-    repeat a problem and how many problems have rows that disagree."""
+def read_problems(name: str, source: str, split: str) -> tuple[list[dict], list[str]]:
+    """The problems that can be used, each once, and what is wrong with each row that cannot be. Problems whose rows
+    disagree on the answer are left out. A printed line counts them and the repeats."""
     rows, total = {}, 0  # {(problem, answer): number of its first row}
-    for total, row in enumerate(_rows(source, split, config), 1):
+    for total, row in enumerate(_rows(source, split), 1):
         rows.setdefault(row, total)
+    if not total:
+        raise ValueError(f"data {source!r} has no rows")
     golds, bad = {}, []  # {problem: its golds}
     for ((problem, _), number), (gold, trouble) in zip(rows.items(), rewards.check_golds([a for _, a in rows])):
         if trouble or not problem:
@@ -83,14 +82,14 @@ def read_problems(name: str, source: str, split: str, config: str | None = None)
     return problems, bad
 
 
-def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, str | None]]:
+def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
     """(problem, answer) of every row, as written but for the instructions. The answer is None where a row has none."""
     path = Path(source)
     try:
         if not source.strip():
             raise ValueError("its name is empty")
         is_file = path.suffix.lower() in FORMATS or path.is_file()
-        columns, rows = _read_file(path) if is_file else _read_hub(source, split, config)
+        columns, rows = _read_file(path) if is_file else _read_hub(source, split)
     except Exception as error:  # the libraries below raise anything
         reason = " ".join(str(error.__cause__ or error).split())[:200] or type(error).__name__
         raise ValueError(
@@ -99,7 +98,7 @@ def _rows(source: str, split: str, config: str | None) -> Iterator[tuple[str, st
         ) from error
     first = lambda names: next((name for name in names if name in columns), None)
     problem, answer = first(PROBLEM_COLUMNS), first(ANSWER_COLUMNS)
-    if not (problem and answer):
+    if columns and not (problem and answer):
         raise ValueError(
             f"data {source!r} has the columns {', '.join(columns)}: it needs one of {', '.join(PROBLEM_COLUMNS)}, and "
             f"one of {', '.join(ANSWER_COLUMNS)}"
@@ -116,46 +115,34 @@ def _read_file(path: Path) -> tuple[list[str], Iterable[dict]]:
         file = pq.ParquetFile(path)
         columns = file.schema_arrow.names
         table = file.read([name for name in columns if name in _USED])
-        if not table.num_rows:
-            raise ValueError("it has no rows")
         return columns, (row for batch in table.to_batches(1000) for row in batch.to_pylist())
     if kind == ".csv":
         csv.field_size_limit(sys.maxsize)
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.DictReader(file)
-            rows = list(reader)
-        columns = list(reader.fieldnames or [])
-    elif kind in FORMATS:
-        text = path.read_text("utf-8-sig")
-        rows = []
-        for number, line in enumerate([text] if text.lstrip().startswith("[") else text.split("\n"), 1):
-            if line.strip():
-                try:
-                    value = json.loads(line, parse_int=str, parse_float=str, parse_constant=lambda _: None)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"line {number}: {error}") from None
-                rows += value if isinstance(value, list) else [value]
-        if strays := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
-            raise ValueError(f"row {strays[0]} is no object with columns")
-        columns = list(dict.fromkeys(name for row in rows for name in row))
-    else:
+            return reader.fieldnames or [], list(reader)
+    if kind not in FORMATS:
         raise ValueError(f"the ending {path.suffix!r} is not known: unpack or rename it")
-    if not rows:
-        raise ValueError("it has no rows")
-    return columns, rows
+    text, rows = path.read_text("utf-8-sig"), []
+    for number, line in enumerate([text] if text.lstrip().startswith("[") else text.split("\n"), 1):
+        try:
+            value = json.loads(line.strip() or "[]", parse_int=str, parse_float=str, parse_constant=lambda _: None)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"line {number}: {error}") from None
+        rows += value if isinstance(value, list) else [value]
+    if strays := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
+        raise ValueError(f"row {strays[0]} is no object with columns")
+    return list(dict.fromkeys(name for row in rows for name in row)), rows
 
 
-def _read_hub(source: str, split: str, config: str | None) -> tuple[list[str], Iterable[dict]]:
+def _read_hub(source: str, split: str) -> tuple[list[str], Iterable[dict]]:
     """(columns, rows) of a data set of the hub, or of a directory that holds a copy of one."""
     import datasets  # takes seconds to import, and files do not need it
 
-    name, _, given = source.partition(":")
-    config = config or given or DEFAULT_CONFIGS.get(name)
-    if Path(name).is_dir():  # its files may have changed under their names and times: take no copy made before
-        with tempfile.TemporaryDirectory() as cache:
-            table = datasets.load_dataset(name, config, split=split, cache_dir=cache, keep_in_memory=True)
-    else:
-        table = datasets.load_dataset(name, config, split=split)
+    name, _, config = source.partition(":")
+    with tempfile.TemporaryDirectory() as cache:  # a directory's files may have changed since a copy was made of them
+        own = dict(cache_dir=cache, keep_in_memory=True) if Path(name).is_dir() else {}
+        table = datasets.load_dataset(name, config or None, split=split, **own)
     batches = table.select_columns([name for name in table.column_names if name in _USED]).iter(1000)
     return table.column_names, (dict(zip(batch, row)) for batch in batches for row in zip(*batch.values()))
 
@@ -172,7 +159,13 @@ def _answer_text(answer: object, column: str) -> str | None:
         answer = answer.get("ground_truth")
     if isinstance(answer, list):
         answer = ", ".join(map(str, answer))
-    return None if answer is None else _final_answer(str(answer), column)
+    if answer is None:
+        return None
+    text = str(answer).rpartition("####")[2].strip()
+    box, _ = rewards.last_box(text)
+    if column == "solution" and box is None and not re.fullmatch(r"[+-]?[0-9][0-9,.]*", text):
+        return None
+    return text if box is None else box
 
 
 @lru_cache(1 << 16)  # DAPO repeats each row 100 times
@@ -180,15 +173,6 @@ def _without_instructions(problem: str) -> str:
     while (bare := _INSTRUCTIONS.sub("", problem).strip()) != problem:  # some rows have them twice
         problem = bare
     return problem
-
-
-@lru_cache(1 << 16)
-def _final_answer(text: str, column: str) -> str | None:
-    text = text.rpartition("####")[2].strip()
-    box, _ = rewards.last_box(text)
-    if column == "solution" and box is None and not re.fullmatch(r"[+-]?[0-9][0-9,.]*", text):
-        return None
-    return text if box is None else box
 
 
 def encode_prompt(tokenizer, problem: str) -> list[int]:
@@ -205,14 +189,9 @@ def encode_prompt(tokenizer, problem: str) -> list[int]:
 
 
 def encode_problems(problems: list[dict], tokenizer, max_prompt_tokens: int) -> tuple[list[dict], int]:
-    """The problems with their "prompt_ids", and how many were dropped because their prompt is longer than
-    `max_prompt_tokens`. Raises ValueError if none is left."""
+    """The problems with their "prompt_ids", and how many were dropped as longer than `max_prompt_tokens`."""
     encoded = [problem | {"prompt_ids": encode_prompt(tokenizer, problem["problem"])} for problem in problems]
     kept = [problem for problem in encoded if len(problem["prompt_ids"]) <= max_prompt_tokens]
-    if not kept:
-        raise ValueError(
-            f"none of {len(problems)} prompts has at most {max_prompt_tokens} tokens: raise --max-prompt-tokens"
-        )
     return kept, len(encoded) - len(kept)
 
 
@@ -223,18 +202,15 @@ def data_hash(problems: list[dict]) -> str:
 
 
 def batch_indices(n_problems: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which problems step `step` (from 0) takes: `batch_size` different ones. A function of its arguments alone, so a
-    run can be resumed anywhere. Every epoch is a fresh permutation and takes each problem once; a batch may take the
-    end of one epoch and the start of the next, whose order is changed there so that no problem comes twice. Raises
-    ValueError if batch_size > n_problems."""
-    if batch_size > n_problems:
-        raise ValueError(f"a batch of {batch_size} needs at least that many problems, there are {n_problems}")
-    start = step * batch_size
-    order = np.empty(0, dtype=int)
-    for epoch in range((start + batch_size - 1) // n_problems + 1):
-        before, order = order, np.random.default_rng([seed % 2**32, epoch]).permutation(n_problems)
-        if shared := epoch * n_problems % batch_size:  # so many of the epoch before are in this one's first batch
-            first = np.flatnonzero(~np.isin(order, before[-shared:]))[: batch_size - shared]
+    """Which problems step `step` (from 0) takes: `batch_size` different ones, where there are as many. A function of
+    its arguments alone, so a run can be resumed anywhere. Every epoch is a fresh permutation and takes each problem
+    once; a batch may take the end of one epoch and the start of the next, whose order is changed there so that no
+    problem comes twice."""
+    stream, end = [], (step + 1) * batch_size
+    while len(stream) < end:
+        order = np.random.default_rng([seed % 2**32, len(stream) // n_problems]).permutation(n_problems)
+        if shared := len(stream) % batch_size:  # so many of the epoch before are in this one's first batch
+            first = np.flatnonzero(~np.isin(order, stream[-shared:]))[: batch_size - shared]
             order = np.concatenate([order[first], np.delete(order, first)])
-    end = start + batch_size - epoch * n_problems  # in this epoch; what comes before 0 is the end of the one before
-    return np.concatenate([before, order])[len(before) + end - batch_size :][:batch_size].tolist()
+        stream += order.tolist()
+    return stream[end - batch_size : end]

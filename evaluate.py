@@ -44,14 +44,14 @@ from distributed import end_distributed, gather, init_distributed, print0, seed_
 from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
 
-BENCHMARKS = {  # hub id, config, split; the paper does not say which AMC it used
-    "aime24": ("HuggingFaceH4/aime_2024", None, "train"),  # 30 questions
-    "aime25": ("math-ai/aime25", None, "test"),  # 30
-    "amc23": ("math-ai/amc23", None, "test"),  # 40, of AMC 2023
-    "amc83": ("AI-MO/aimo-validation-amc", None, "train"),  # 83, of AMC 12 2022 and 2023
-    "math500": ("HuggingFaceH4/MATH-500", None, "test"),  # 500
-    "gsm8k": ("openai/gsm8k", "main", "test"),  # 1319
-    "olympiad": ("math-ai/olympiadbench", None, "test"),  # 675
+BENCHMARKS = {  # hub id, split; the paper does not say which AMC it used
+    "aime24": ("HuggingFaceH4/aime_2024", "train"),  # 30 questions
+    "aime25": ("math-ai/aime25", "test"),  # 30
+    "amc23": ("math-ai/amc23", "test"),  # 40, of AMC 2023
+    "amc83": ("AI-MO/aimo-validation-amc", "train"),  # 83, of AMC 12 2022 and 2023
+    "math500": ("HuggingFaceH4/MATH-500", "test"),  # 500
+    "gsm8k": ("openai/gsm8k:main", "test"),  # 1319
+    "olympiad": ("math-ai/olympiadbench", "test"),  # 675
 }
 ROWS = 1024  # completions that a rank makes between two writes
 MAX_NEW_TOKENS = 4096  # by default, where the models' contexts have room for them
@@ -70,8 +70,8 @@ def load_benchmark(spec: str) -> list[dict]:
     if not path and name not in BENCHMARKS:
         known = ", ".join(BENCHMARKS)
         raise ValueError(f"there is no benchmark {spec!r}: give {known}, tiny, or NAME=PATH for a file of your own")
-    hub_id, config, split = BENCHMARKS.get(name, (None, None, "train"))
-    problems, bad = read_problems(name, path or hub_id, split, config)
+    hub_id, split = BENCHMARKS.get(name, (None, "train"))
+    problems, bad = read_problems(name, path or hub_id, split)
     if not problems:
         raise ValueError(f"{name}: no question can be used; {bad[0] if bad else 'the rows disagree on their answers'}")
     if bad:

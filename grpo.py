@@ -38,16 +38,14 @@ from transformers.utils import logging as transformers_logging
 
 from clipping import Line, region_masks
 from config import Config, parse_config
-from distributed import Phases, StopRequest, init_distributed, print0, seed_of
+from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from logprobs import TokenStats, token_logp_and_entropy
 from metrics import SUMS, Logger, clip_metrics, clip_sums, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
-from policy import Policy, full_tensor, not_finite, old_stats
+from policy import Policy, full_tensor, old_stats
 from rewards import RewardError
 from rollout import FILLER, Rollouts, collate, collect, overlong_penalty, plan_micro_batches, sampler_mismatch
-from run import Run, finish, save_evidence, set_up, stop_early, trainer_state
-
-# ---------------------------------------------------------------------------------------------------------- the step
+from run import Run, finish, not_finite, save_evidence, set_up, stop_early, trainer_state
 
 
 def training_step(run: Run, step: int) -> dict:
@@ -55,9 +53,7 @@ def training_step(run: Run, step: int) -> dict:
     cfg, policy, phases = run.cfg, run.policy, run.phases
 
     # 1, 2: prompts -> responses -> rewards. Each rank takes its share of the prompts, then every rank gets everything.
-    rollouts, rollout_report, run.draws = collect(
-        run.sampler, run.reward, run.tokenizer, run.problems, cfg, step, run.draws, phases
-    )
+    rollouts, rollout_report = collect(run, step)
     run.sampler.sleep()
     with phases("save"):
         run.checkpointer.finish()  # it was written while this step sampled; it must be whole before the weights change
@@ -70,8 +66,8 @@ def training_step(run: Run, step: int) -> dict:
     with phases("old_stats"):
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
-    if wrong := not_finite(policy, advantages=advantages, sampler_logp=rollouts.sampler_logp, **old._asdict()):
-        raise FloatingPointError(wrong)
+    if bad := not_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, **old._asdict()):
+        raise FloatingPointError(f"not finite: {bad}")  # alike on every rank
     mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, policy.compute_dtype if cfg.check_sync else None)
 
     # 5: the two thresholds of this step, and what the controller says, if the objective has one
@@ -84,9 +80,7 @@ def training_step(run: Run, step: int) -> dict:
         group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
     batch = make_batch(cfg, rollouts, old, advantages, control, step)
     with phases("update"):
-        left = cfg.skip_bad_steps - run.bad_steps
-        update_report = update(policy, run.optimizer, batch, cfg, step, upper=upper, lower=lower, skips_left=left)
-    run.bad_steps += update_report["bad_steps"]
+        update_report = update(policy, run.optimizer, batch, cfg, step, upper=upper, lower=lower)
 
     # 7: the new weights to the sampler
     with phases("sync"):
@@ -117,9 +111,6 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
     advantages = (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
     equal = (groups == groups[:, :1]).all(1, keepdim=True)
     return advantages.masked_fill(equal, 0.0).flatten()
-
-
-# -------------------------------------------------------------------------------------------------------- the update
 
 
 @dataclass
@@ -156,17 +147,13 @@ def make_batch(cfg: Config, rollouts: Rollouts, old: TokenStats, advantages, con
     return Batch(rollouts, old.logp, advantages, loss_mask, weights * importance, coef, importance, surprising)
 
 
-def update(
-    policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line, skips_left: int = 0
-) -> dict:
+def update(policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line) -> dict:
     """`cfg.epochs` passes over the batch in `cfg.mini_batches` optimizer steps each. The loss is a token mean: the sum
     over a mini-batch's tokens on all ranks, divided once by their number, those of weight 0 included. Returns clip
-    fractions and the like, over all optimizer steps and ranks. A collective.
-
-    A gradient that is not finite never reaches the weights. `skips_left` such optimizer steps are left out and
-    counted; one more raises FloatingPointError on every rank."""
-    rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.device, batch.rollouts
-    totals, grad_norms, bad_steps = torch.zeros(len(SUMS), dtype=torch.float64, device=device), [], 0
+    fractions and the like, over all optimizer steps and ranks. A gradient that is not finite never reaches the weights:
+    it raises FloatingPointError on every rank. A collective."""
+    rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.lm.device, batch.rollouts
+    totals, grad_norms = torch.zeros(len(SUMS), dtype=torch.float64, device=device), []
     places = torch.arange(len(batch.old_logp)).split(rollouts.lengths.tolist())  # of each row's tokens among the N
     row_tokens, needs_entropy = rollouts.row_tokens, cfg.objective in NEEDS_ENTROPY
 
@@ -190,19 +177,15 @@ def update(
                 totals += clip_sums(old_logp, logp, counts, side, surprising)
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
-            if math.isfinite(norm):  # the same number on every rank
-                grad_norms.append(norm)
-                optimizer.step()
-            elif (bad_steps := bad_steps + 1) > skips_left:
-                raise FloatingPointError(f"gradient norm {norm}: {not_finite(policy, logp=logp, loss=loss)}")
+            if not math.isfinite(norm):  # the same number on every rank
+                bad = gather([f"rank {rank}: {not_finite(logp=logp, loss=loss) or 'nothing'}"])
+                raise FloatingPointError(f"gradient norm {norm}; not finite in the last micro-batch: {'; '.join(bad)}")
+            grad_norms.append(norm)
+            optimizer.step()
             optimizer.zero_grad()
 
     dist.all_reduce(totals)  # sums and counts together, divided once
-    grad_norm = sum(grad_norms) / max(1, len(grad_norms))
-    return {**clip_metrics(totals), "grad_norm": grad_norm, "bad_steps": bad_steps}
-
-
-# ----------------------------------------------------------------------------------------------------------- the run
+    return {**clip_metrics(totals), "grad_norm": sum(grad_norms) / len(grad_norms)}
 
 
 def train(cfg: Config, device: torch.device, phases: Phases) -> None:

@@ -9,8 +9,7 @@ D, vocabulary V. All functions take the same arguments:
     temperature   the logits are divided by it
     chunk         the number of tokens whose logits exist at a time
 
-The softmax is computed in float32, and in float64 for logits in float64. In bfloat16 it would be off by 0.1 nats or
-more.
+The softmax is computed in float32, and in float64 for logits in float64. In bfloat16 it would be off by 0.1 nats.
 """
 
 from typing import NamedTuple
@@ -109,6 +108,5 @@ def token_logp(hidden, tokens, head=None, temperature: float = 1.0, chunk: int =
 
 
 def token_logp_and_entropy(hidden, tokens, head=None, temperature: float = 1.0, chunk: int = CHUNK):
-    """(ln π(a|s), H), both [N] and with gradient, as an entropy bonus needs them. The memory is that of `token_logp`,
-    and N more numbers and one more chunk."""
+    """(ln π(a|s), H), both [N] and with gradient. It needs N numbers and one chunk more than `token_logp`."""
     return _TokenLogp.apply(hidden, tokens, head, temperature, chunk, True)

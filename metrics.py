@@ -15,14 +15,13 @@ on all ranks. Entropies and log-probabilities are in nats.
     truncated                  share of the responses that were cut off at the length limit
     overlong_penalty           mean of the length penalty (--overlong-buffer)
     clip_frac_high             share of the trained tokens whose gradient was cut at the upper bound, over all optimizer
-                               steps; trained are the tokens in the loss whose weight is not 0
+                               steps; trained are those in the loss whose weight is not 0
     clip_frac_low              the same at the lower bound
     clipped                    of the tokens clipped above: their mean p_old (clip_high_p) and their share in E2
                                (clip_high_E2); of those clipped below: clip_low_p, and their share in E4 (clip_low_E4)
     kl                         estimate of KL(π_old ‖ π_θ), the mean of r − 1 − ln r, over all optimizer steps
     ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
     grad_norm                  mean gradient norm before it was scaled down
-    bad_steps                  optimizer steps that were left out because their gradient was not finite
     sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: estimate of KL(π_sampler ‖ π_old), as above
     importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
     lr                         learning rate
@@ -57,7 +56,7 @@ from logprobs import TokenStats
 REFERENCES = Path(__file__).parent / "study" / "results" / "tiny.jsonl"  # runs of the tiny preset that ship with it
 NO_MATTER = (  # options that such a run may have changed
     "preset schedule seed sampler vllm_tp vllm_gpu_memory vllm_max_num_seqs check_sync save_every "
-    "skip_bad_steps report_to timeout_minutes"
+    "report_to timeout_minutes"
 ).split()
 
 
@@ -105,8 +104,9 @@ def clip_metrics(sums: torch.Tensor) -> dict:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """A metrics.jsonl; a last line that a kill cut short is left out."""
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    """A metrics.jsonl, empty where there is none; a last line that was cut short is left out."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
 class Logger:
@@ -118,11 +118,9 @@ class Logger:
         if not self.on:
             return
         path = directory / "metrics.jsonl"
-        kept = [line for line in read_lines(path) if line["step"] < first_step] if path.exists() else []
+        kept = [line for line in read_lines(path) if line["step"] < first_step]
         if len(kept) != first_step:
-            raise ValueError(
-                f"{path} has {len(kept)} of the {first_step} steps before this one: it was changed after the run"
-            )
+            raise ValueError(f"{path} has {len(kept)} of the first {first_step} steps: it was changed after the run")
         scratch = path.with_suffix(".tmp")
         scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
         scratch.replace(path)
@@ -199,7 +197,7 @@ def references(cfg: Config) -> dict[str, list[dict]]:
     """{label: lines of study/results} that a run can be held against: those of static and of its own schedule, one
     line a seed. They are runs of the tiny preset as it is, so any other run gets none."""
     as_it_is = vars(Config(preset="tiny", is_correction="none", **PRESETS["tiny"]))
-    if cfg.changes(as_it_is).keys() - NO_MATTER or not REFERENCES.exists():
+    if cfg.changes(as_it_is).keys() - NO_MATTER:
         return {}
     lines = read_lines(REFERENCES)
     found = {label: [line for line in lines if line["label"] == label] for label in ("static", cfg.schedule)}
@@ -222,11 +220,8 @@ def entropy_table(curves: dict[str, np.ndarray]) -> str:
 def read_metrics(directory: str | Path) -> dict[str, list]:
     """A run's metrics.jsonl as one list per key. Raises ValueError where there is none."""
     path = Path(directory) / "metrics.jsonl"
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: give the directory of a run of grpo.py")
-    lines = read_lines(path)
-    if not lines:
-        raise ValueError(f"{path} is empty: the run has not finished a step yet")
+    if not (lines := read_lines(path)):
+        raise ValueError(f"{path} has no line: give the directory of a run of grpo.py that has finished a step")
     return {key: [line[key] for line in lines] for key in lines[0]}
 
 

@@ -17,7 +17,8 @@ from logprobs import TokenStats
 def prepare_objective(objective: str, old: TokenStats, advantages, loss_mask, control: float, generator):
     """(weights, coef), both float32 [N], of a rollout batch: each token's weight multiplies its loss, and its coef is a
     number that `token_loss` needs. `loss_mask` [N] marks the tokens that the loss is averaged over. `control` is what
-    the controller returned at this step, or --entropy-coef. The torch.Generator draws Clip-Cov's tokens."""
+    the controller returned at this step, or --entropy-coef. `old` has ln π_old, H and B. The torch.Generator draws
+    Clip-Cov's tokens."""
     weights, coef = torch.ones_like(old.logp), torch.zeros_like(old.logp)
     match objective:
         case "track":
@@ -64,26 +65,25 @@ def confident_share(old_logp: torch.Tensor, loss_mask: torch.Tensor) -> torch.Te
 
 def entropic(old_logp, logp, advantages, response_mask, upper: Line, lower: Line, coef):
     """EntroPIC (arXiv 2511.15248): GRPO's loss plus α · the mean of −r |Â| over the tokens with π > 0.95, which is not
-    clipped. If there is too much entropy (α > 0), it pushes confident tokens up, whatever their advantage; if there is
-    too little, it pushes them down. `coef` is α, from `controllers.EntroPIC`, times `confident_share`. Departure: the
-    tokens are those with π_old > 0.95."""
+    clipped. With too much entropy (α > 0) it pushes confident tokens up, whatever their advantage, and else down.
+    `coef` is `controllers.EntroPIC`'s α times `confident_share`. Departure: the tokens are those with π_old > 0.95."""
     loss, side = clipped_surrogate(old_logp, logp, advantages, response_mask, upper, lower)
     _, ratio = ratios(old_logp, logp, response_mask)
     return loss - torch.where(response_mask, coef * ratio * advantages.abs(), 0.0), side
 
 
 def covariance(old_logp: torch.Tensor, advantages: torch.Tensor, loss_mask: torch.Tensor) -> torch.Tensor:
-    """What makes entropy fall, to first order, is a covariance of ln π and Â (arXiv 2505.22617). [N] token t's share of
-    it, cov_t = (Â_t − mean Â)(ln p_t − mean ln p); −inf for tokens outside the loss, which have no part in the means
-    either. Clip-Cov and KL-Cov use it. Departure: the tokens are chosen once per step, by π_old."""
+    """[N] cov_t = (Â_t − mean Â)(ln p_t − mean ln p), the token's share of the covariance of ln π and Â that makes
+    entropy fall, to first order (arXiv 2505.22617); −inf for tokens outside the loss, which have no part in the means.
+    Clip-Cov and KL-Cov choose tokens by it. Departure: they are chosen once per step, by π_old."""
     n = loss_mask.sum().clamp(min=1)
     a, b = (x - torch.where(loss_mask, x, 0.0).sum() / n for x in (advantages, old_logp))
     return torch.where(loss_mask, a * b, -math.inf)
 
 
 def clip_cov_weights(old_logp, advantages, loss_mask, generator: torch.Generator, share: float = 2e-4) -> torch.Tensor:
-    """[N] Clip-Cov's weights of GRPO's loss: 0 on a random share of the tokens, taken among those with cov in (1, 5), 1
-    elsewhere. Departure: it cannot skip those that clipping has stopped already."""
+    """[N] Clip-Cov's weights of GRPO's loss: 0 on a random share of the tokens, taken among those with cov in (1, 5),
+    and 1 on all others. Departure: it cannot skip those that clipping has stopped already."""
     cov, weights = covariance(old_logp, advantages, loss_mask), torch.ones_like(old_logp)
     candidates = ((cov > 1) & (cov < 5)).nonzero().squeeze(1)
     chosen = torch.randperm(len(candidates), generator=generator)[: max(1, int(share * int(loss_mask.sum())))]

@@ -6,31 +6,20 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 import tiny
-from distributed import gather, print0
+from distributed import print0
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
-from rollout import FILLER, MicroBatch, Rollouts, collate, plan_micro_batches
+from rollout import MicroBatch, Rollouts, collate, plan_micro_batches
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor gathered, a collective; any other one as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def not_finite(policy: torch.nn.Module, **tensors: torch.Tensor) -> str:
-    """Which of `tensors` and of the policy's gradients are not finite, rank by rank. A collective."""
-    for name, parameter in policy.named_parameters():
-        if (gradient := parameter.grad) is not None:
-            tensors[f"gradient of {name}"] = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-    bad = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    found = [f"rank {dist.get_rank()}: {len(bad)} tensors are not finite, first {bad[0]}"] if bad else []
-    return "; ".join(gather(found))
 
 
 class Policy(torch.nn.Module):
@@ -43,10 +32,6 @@ class Policy(torch.nn.Module):
         self.lm, self.temperature, self.compute_dtype, self.saved_config = lm, temperature, compute_dtype, saved_config
         self.chunk = 1024 if compute_dtype == torch.bfloat16 else CHUNK  # tokens whose logits exist at a time
 
-    @property
-    def device(self) -> torch.device:
-        return self.lm.device
-
     def forward(self, batch: MicroBatch, function: Callable = token_logp):
         """`function` (token_logp, token_stats or token_logp_and_entropy) of the batch's n response tokens.
 
@@ -56,19 +41,18 @@ class Policy(torch.nn.Module):
         head = self.lm.get_output_embeddings().weight
         return function(hidden[batch.predicts], batch.tokens, head, self.temperature, self.chunk)
 
-    def full_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, whole tensor) of every weight in `compute_dtype`, which is the sampler's, one gathered at a time. A
-        collective: every rank must exhaust it."""
+    def full_tensors(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, torch.Tensor]]:
+        """(name, whole tensor) of every weight in `dtype`, by default the sampler's `compute_dtype`, one gathered at a
+        time. A collective: every rank must exhaust it."""
         for name, tensor in self.state_dict().items():  # of the root, which reshards first; self.lm would not
-            tensor = tensor.to(self.compute_dtype)  # before gathering: half the traffic
+            tensor = tensor.to(dtype or self.compute_dtype)  # before gathering: half the traffic
             yield name.removeprefix("lm."), full_tensor(tensor)
 
     def save(self, directory: Path, tokenizer) -> None:
         """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. A collective."""
-        full = get_model_state_dict(self, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-        if dist.get_rank() == 0:
-            dtype = self.saved_config.dtype or torch.float32
-            weights = {name.removeprefix("lm."): tensor.to(dtype) for name, tensor in full.items()}
+        dtype, first = self.saved_config.dtype or torch.float32, dist.get_rank() == 0
+        weights = {name: tensor.cpu() for name, tensor in self.full_tensors(dtype) if first}  # gathered on all ranks
+        if first:
             self.lm.save_pretrained(directory, state_dict=weights)
             self.saved_config.save_pretrained(directory)  # save_pretrained wrote that of the model in training
             tokenizer.save_pretrained(directory)
@@ -78,17 +62,15 @@ class Policy(torch.nn.Module):
 @torch.no_grad()
 def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> TokenStats:
     """ln π_old, H and B of all response tokens under the current weights, float32 [N] on every rank. A collective."""
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    rows, stats = [], []
-    for shares in plan_micro_batches(rollouts.row_tokens, world_size, micro_batch_tokens):
+    rank, stats = dist.get_rank(), torch.zeros(3, len(rollouts.sampler_logp))
+    places = torch.arange(stats.shape[1]).split(rollouts.lengths.tolist())  # of each row's tokens among the N
+    for shares in plan_micro_batches(rollouts.row_tokens, dist.get_world_size(), micro_batch_tokens):
         inputs = collate(rollouts.prompts, rollouts.responses, shares[rank])
-        found = torch.stack(policy(inputs.to(policy.device), token_stats)).cpu()  # [3, n]
-        stats.append(found[:, inputs.response_mask])  # without the tokens of FILLERs
-        rows += [i for i in shares[rank] if i != FILLER]
-    by_row = {}
-    for their_rows, their_stats in gather([(rows, torch.cat(stats, dim=1))]):  # one tensor from each rank
-        by_row |= zip(their_rows, their_stats.split([len(rollouts.responses[i]) for i in their_rows], dim=1))
-    return TokenStats(*torch.cat([by_row[i] for i in range(len(by_row))], dim=1))
+        found = torch.stack(policy(inputs.to(policy.lm.device), token_stats)).cpu()  # [3, n]
+        here = torch.cat([places[i] for i in inputs.rows])
+        stats[:, here[inputs.response_mask]] = found[:, inputs.response_mask]  # without the tokens of FILLERs
+    dist.all_reduce(stats)  # a token is 0 on all ranks but one
+    return TokenStats(*stats)
 
 
 def find_model(model: str) -> str:
@@ -180,57 +162,25 @@ def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
     return fully_shard(policy, mesh=mesh, mp_policy=mixed)
 
 
-# ------------------------------------------------------------------------------------------------------ will it fit?
-
-GIB = 2**30
-
-
-def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: bool) -> dict[str, float]:
-    """{part: bytes on each rank} while training `model` (directory or hub id), sharded over `ranks`."""
-    config = AutoConfig.from_pretrained(model).get_text_config()
+def check_memory(model: str, ranks: int, device: torch.device, vllm_gpu_memory: float) -> None:
+    """Raises ValueError if `ranks` processes can't load the model on this machine, or can't keep what lasts: weights,
+    gradients and AdamW's two moments in float32, sharded, beside the sampler. What an update takes on top is seen in
+    the first step; `python -m study.memory` estimates it."""
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(config)
-    sizes = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(lm)]
-    n, vocabulary = sum(p.numel() for p in lm.parameters()), config.vocab_size
-    compute = 2 if on_gpu else 4  # bytes of a number in the forward pass
-    width, inner, tokens = config.hidden_size, config.intermediate_size, micro_batch_tokens
-    layer = tokens * compute * (8 * width + 3 * inner)  # kept for backward
-    boundary = tokens * compute * width  # what checkpointing keeps of a layer
-    root = n - sum(sizes)  # embeddings, last norm and head
-    parts = {
-        "weights": 4 * n / ranks,
-        "gradients": 4 * n / ranks,
-        "optimizer": 8 * n / ranks,
-        # of a layer, the next one, and the root
-        "gathered weights and gradients": 2 * compute * (2 * max(sizes) + root),
-        "activations": layer + len(sizes) * boundary if on_gpu else len(sizes) * layer,
-        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * width,
-    }
-    if on_gpu:  # gradients are reduced in float32, and norms and rotations are computed in it
-        parts["float32 copies of gathered gradients"] = 4 * (max(sizes) + root)
-        parts["float32 copies of activations"] = tokens * 4 * (4 * width + inner)
-    return parts
-
-
-def check_memory(model: str, ranks: int, micro_batch_tokens: int, device: torch.device, vllm_gpu_memory: float) -> None:
-    """Raises ValueError, with the parts, if training or loading can't fit on this machine with `ranks` processes."""
-    on_gpu = device.type == "cuda"
-    parts = training_memory(model, ranks, micro_batch_tokens, on_gpu)
-    loading = parts["weights"] * ranks  # every rank loads the whole model in float32
-    host = psutil.virtual_memory().available
-    needs = [("of host memory for loading on all ranks", ranks * loading, host)]
-    if on_gpu:
+        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model).get_text_config())
+    n, host = lm.num_parameters(), psutil.virtual_memory().available
+    needs = [("of memory to load it in each process", 4 * n * ranks, host, "fewer processes")]
+    if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        resident = parts["weights"] + parts["gradients"] + parts["optimizer"]
-        needs.append(("on each GPU for the update", sum(parts.values()), total))
-        needs.append(("on each GPU during rollouts", resident + vllm_gpu_memory * total, total))
+        kept = 16 * n / ranks + vllm_gpu_memory * total
+        needs.append(("on each GPU during rollouts", kept, total, "more GPUs, less --vllm-gpu-memory"))
     else:
-        update = ranks * (loading + sum(parts.values()))  # with the sampler's copy
-        needs.append(("of memory for the update on all ranks", update, host))
-    listed = ", ".join(f"{name} {size / GIB:.1f} GiB" for name, size in parts.items())
-    for what, need, have in needs:
+        needs.append(
+            ("of memory to train, with a sampler in each process", (16 + 4 * ranks) * n, host, "fewer processes")
+        )
+    for what, need, have, advice in needs:
         if need > have:
             raise ValueError(
-                f"--model {model} needs about {need / GIB:.1f} GiB {what}, there are {have / GIB:.1f}: "
-                f"use more GPUs, a smaller model or fewer --micro-batch-tokens ({listed} per rank)"
+                f"--model {model} needs about {need / 2**30:.1f} GiB {what}, there are {have / 2**30:.1f}: "
+                f"use {advice} or a smaller model"
             )

@@ -124,8 +124,7 @@ def check_golds(golds: list, workers: int | None = None) -> list[tuple[str, str 
 
 def load_reward(spec: str = "rewards:score") -> Callable[[list, list], list[Result]]:
     """The reward function named "module:function", which takes golds and completions as `score` does and returns a
-    list of one finite number or Result for each completion. For example in my_rewards.py, for --reward
-    my_rewards:brevity,
+    list of one finite number or Result for each completion. In my_rewards.py, for --reward my_rewards:brevity:
 
         def brevity(golds, completions):
             return [1.0 / (1 + len(completion)) for completion in completions]

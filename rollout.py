@@ -4,7 +4,6 @@ waits in a collective that another one skips.
 """
 
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -13,26 +12,13 @@ import torch
 import torch.distributed as dist
 from torch.nn.utils.rnn import pad_sequence
 
-from config import Config
 from data import batch_indices
-from distributed import Phases, gather, my_share, seed_of
-from rewards import RewardError
-from sample import Sampler, Sampling
+from distributed import gather, my_share, seed_of
+from rewards import Result, RewardError
+from sample import Completion, Sampling
 
 # nats, mean |ln π_old − ln π_sampler|; a sampler that is right gives about 1e-6 and 1e-2
 SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-
-
-class Row(NamedTuple):
-    """One response, with what is known of it before the trainer has looked at it. Arrays of NumPy: it takes seconds to
-    pickle as many tensors."""
-
-    prompt: np.ndarray  # int32 [prompt tokens]
-    response: np.ndarray  # int32 [response tokens], EOS included where the model wrote it
-    sampler_logp: np.ndarray  # float32 [response tokens], ln of the probability that each token was sampled with
-    reward: float
-    reason: str  # the scorer's, e.g. "no_box"
-    finished: bool  # False: cut off at the length limit
 
 
 @dataclass
@@ -40,10 +26,10 @@ class Rollouts:
     """A rollout batch of R rows and N response tokens, the same on every rank. The G rows of a group are neighbours."""
 
     prompts: list[torch.Tensor]  # R tensors, int32 [prompt tokens]
-    responses: list[torch.Tensor]  # R tensors, int32 [response tokens]
-    sampler_logp: torch.Tensor  # float32 [N], row after row
+    responses: list[torch.Tensor]  # R tensors, int32 [response tokens], EOS included where the model wrote it
+    sampler_logp: torch.Tensor  # float32 [N], row after row: ln of the probability that each token was sampled with
     rewards: torch.Tensor  # float32 [R]
-    finished: torch.Tensor  # bool [R]
+    finished: torch.Tensor  # bool [R], False: cut off at the length limit
 
     @property
     def lengths(self) -> torch.Tensor:
@@ -63,63 +49,61 @@ class Rollouts:
 # ----------------------------------------------------------------------------------- prompts -> responses -> rewards
 
 
-def collect(
-    sampler: Sampler, reward: Callable, tokenizer, problems: list, cfg: Config, step: int, draws: int, phases: Phases
-) -> tuple[Rollouts, dict, int]:
-    """(rollouts, metrics, draws): `prompts_per_step` groups of G responses, and how many batches of prompts the run has
-    now drawn from its data. A collective.
+def collect(run, step: int) -> tuple[Rollouts, dict]:
+    """(rollouts, metrics): `prompts_per_step` groups of G responses. `run`, a `run.Run`, counts in `draws` how many
+    batches of prompts it has drawn from its data. A collective.
 
     With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n
     at most. If there are still too few, groups of equal rewards fill the batch up. `metrics` are over all responses,
-    those of dropped groups too: the kept groups are a selection, whose mean reward says little about the policy. Raises
-    RewardError.
+    those of dropped groups too: the mean reward of a selection says little about the policy. Raises RewardError.
     """
-    differ = lambda group: len({row.reward for row in group}) > 1
-    groups, attempts = [], 0
+    cfg, n_problems, groups, attempts = run.cfg, len(run.problems), [], 0
+    differ = lambda group: len({result.reward for _, _, result in group}) > 1
     while attempts < cfg.dynamic_sampling and sum(map(differ, groups)) < cfg.prompts_per_step:
-        batch = [problems[i] for i in batch_indices(len(problems), cfg.prompts_per_step, draws + attempts, cfg.seed)]
-        rows = sample_rows(sampler, reward, tokenizer, batch, cfg, (step, attempts), phases)
+        drawn = batch_indices(n_problems, cfg.prompts_per_step, run.draws + attempts, cfg.seed)
+        rows = sample_rows(run, [run.problems[i] for i in drawn], (step, attempts))
         groups += [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
         attempts += 1
-    kept = [row for group in sorted(groups, key=differ, reverse=True)[: cfg.prompts_per_step] for row in group]
+    kept = sorted(groups, key=differ, reverse=True)[: cfg.prompts_per_step]
+    asked, completions, results = zip(*(row for group in kept for row in group))
     rollouts = Rollouts(
-        [torch.from_numpy(row.prompt) for row in kept],
-        [torch.from_numpy(row.response) for row in kept],
-        torch.from_numpy(np.concatenate([row.sampler_logp for row in kept])),
-        torch.tensor([row.reward for row in kept]),
-        torch.tensor([row.finished for row in kept]),
+        [torch.tensor(problem["prompt_ids"], dtype=torch.int32) for problem in asked],
+        [torch.from_numpy(c.token_ids) for c in completions],
+        torch.from_numpy(np.concatenate([c.logps for c in completions])),
+        torch.tensor([result.reward for result in results]),
+        torch.tensor([c.finished for c in completions]),
     )
-    rows = [row for group in groups for row in group]
-    n, reasons = len(rows), [row.reason for row in rows]
+    _, completions, results = zip(*(row for group in groups for row in group))
+    n, reasons = len(results), [result.reason for result in results]
     metrics = {
-        "reward": sum(row.reward for row in rows) / n,
+        "reward": sum(result.reward for result in results) / n,
         "equal_reward_groups": 1 - sum(map(differ, groups)) / len(groups),
         "sampling_attempts": attempts,
-        "response_length": sum(len(row.response) for row in rows) / n,
-        "truncated": sum(not row.finished for row in rows) / n,
+        "response_length": sum(len(c.token_ids) for c in completions) / n,
+        "truncated": sum(not c.finished for c in completions) / n,
         "reasons": {reason: reasons.count(reason) / n for reason in sorted(set(reasons))},
     }
-    return rollouts, metrics, draws + attempts
+    run.draws += attempts
+    return rollouts, metrics
 
 
-def sample_rows(
-    sampler: Sampler, reward: Callable, tokenizer, batch: list, cfg: Config, draw: tuple[int, int], phases: Phases
-) -> list[Row]:
-    """G rows for each problem of `batch`, on every rank: each rank samples and scores its share. `draw`: for the seed;
-    `reward`: from `rewards.load_reward`. Raises RewardError."""
+def sample_rows(run, batch: list[dict], draw: tuple[int, int]) -> list[tuple[dict, Completion, Result]]:
+    """G rows (problem, completion, result) for each problem of `batch`, on every rank: each rank samples and scores its
+    share. `draw` is for the seed. Raises RewardError."""
+    cfg, phases = run.cfg, run.phases
     members = cfg.vllm_tp  # neighbouring ranks that hold one engine together are given the same prompts
     engine, member = divmod(dist.get_rank(), members)
     mine = my_share(batch, engine, dist.get_world_size() // members)
     with phases("rollout"):
         sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
         seed = seed_of(cfg.seed, "rollout", *draw, engine)
-        groups = sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
+        groups = run.sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
     with phases("reward"):
         answered = [(problem, c) for problem, group in zip(mine, groups, strict=True) for c in group]
         answered = my_share(answered, member, members)  # each neighbour scores and passes on its part
-        texts = tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
+        texts = run.tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
         try:
-            results, errors = reward([problem["answer"] for problem, _ in answered], texts), []
+            results, errors = run.reward([problem["answer"] for problem, _ in answered], texts), []
         except Exception as error:  # whatever a user's function may raise, on this rank alone
             results, errors = [], [f"{type(error).__name__}: {error}"]
             traceback.print_exc()
@@ -128,24 +112,21 @@ def sample_rows(
             raise RewardError(f"--reward {cfg.reward}: {errors[0]}")
         rows = []
         for (problem, c), result in zip(answered, results, strict=True):
-            prompt, response = (np.array(ids, dtype=np.int32) for ids in (problem["prompt_ids"], c.token_ids))
-            logp = np.array(c.logps, dtype=np.float32)
-            rows.append(Row(prompt, response, logp, result.reward, result.reason, c.finished))
+            # NumPy arrays: pickling as many tensors, or lists of as many numbers, takes seconds
+            c = c._replace(token_ids=np.array(c.token_ids, np.int32), logps=np.array(c.logps, np.float32))
+            rows.append((problem, c, result._replace(answer=None)))  # nobody needs it, and it may be any object
         return gather(rows)
 
 
 def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> torch.Tensor:
     """DAPO's soft length penalty (arXiv 2503.14476, eq. 13), [R] -> float32 [R]: 0 up to max_length − buffer tokens,
     then falling linearly to −1. A buffer of 0 means no penalty."""
-    if not buffer:
-        return torch.zeros(len(lengths))
-    return ((max_length - buffer - lengths) / buffer).clamp(max=0)
+    return ((max_length - buffer - lengths) / max(1, buffer)).clamp(max=0)
 
 
 def sampler_mismatch(old_logp, sampler_logp, dtype: torch.dtype | None = None) -> dict[str, float]:
-    """How far the trainer is from the policy that really sampled, over the sampled tokens [N]: |ln π_old − ln
-    π_sampler|, mean and max (nats), and an estimate of KL(π_sampler ‖ π_old). Raises RuntimeError if the mean is larger
-    than rounding in `dtype` explains."""
+    """How far the trainer is from the sampler, over the tokens [N]: |ln π_old − ln π_sampler|, mean and max (nats), and
+    an estimate of KL(π_sampler ‖ π_old). Raises RuntimeError if rounding in `dtype` does not explain the mean."""
     log_ratio = (old_logp - sampler_logp).double()
     mean = log_ratio.abs().mean().item()
     if dtype and mean > SYNC_TOLERANCE[dtype]:

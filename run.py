@@ -40,7 +40,6 @@ class Run:
     controller: Controller | None
     phases: Phases
     draws: int = 0  # batches of prompts that were taken from the data so far
-    bad_steps: int = 0  # optimizer steps that were left out so far, because their gradient was not finite
     evidence: dict | None = None  # the tensors of this step, which are saved if it goes wrong
 
 
@@ -63,13 +62,15 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:
         raise ValueError(
-            f"--max-prompt-tokens + --max-response-tokens, {max_len}, is more than the {context} positions of {model}"
+            f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
+            f"than the {context} positions of {model}"
         )
-    check_memory(model, local_world_size, cfg.micro_batch_tokens, device, cfg.vllm_gpu_memory)
+    check_memory(model, local_world_size, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
-    print0(f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens")
+    found = f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens"
     if len(problems) < cfg.prompts_per_step:
-        raise ValueError(f"--prompts-per-step {cfg.prompts_per_step} is more than these {len(problems)} problems")
+        raise ValueError(f"--prompts-per-step {cfg.prompts_per_step}: there are {found} (--max-prompt-tokens)")
+    print0(found)
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     limits = dict(max_len=max_len, tp=cfg.vllm_tp, gpu_memory=cfg.vllm_gpu_memory, max_num_seqs=cfg.vllm_max_num_seqs)
@@ -83,7 +84,7 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     saver = Checkpointer(directory, policy, optimizer)
     schedule, control = cfg.make_schedule(), cfg.make_controller()
     run = Run(cfg, directory, tokenizer, problems, reward, sampler, policy, optimizer, saver, schedule, control, phases)
-    state = saver.load(directory)  # None where there is no checkpoint
+    state = saver.load(directory) if cfg.resume else None  # None where there is no checkpoint, too
     first_step = resume(run, state) if state else 0
     if cfg.resume:
         print0(f"resuming {directory} after {first_step} of {cfg.total_steps} steps")
@@ -96,7 +97,6 @@ def trainer_state(run: Run) -> dict:
     return {
         "data": data.data_hash(run.problems),
         "draws": run.draws,
-        "bad_steps": run.bad_steps,
         "schedule": run.schedule.state_dict(),
         "controller": run.controller.state_dict() if run.controller else None,
     }
@@ -109,7 +109,7 @@ def resume(run: Run, state: dict) -> int:
             f"--resume {run.directory}: the problems in {run.cfg.data} that fit into --max-prompt-tokens are not those "
             "that this run began with; put the old file back, or start another run"
         )
-    run.draws, run.bad_steps = state["draws"], state["bad_steps"]
+    run.draws = state["draws"]
     run.schedule.load_state_dict(state["schedule"])
     if run.controller:
         run.controller.load_state_dict(state["controller"])
@@ -147,3 +147,9 @@ def save_evidence(run: Run, step: int) -> str:
     if dist.get_rank() == 0:
         torch.save(run.evidence, directory / "rollouts.pt")
     return f"weights left as they were, saved with the rollouts in {directory}"
+
+
+def not_finite(**tensors: torch.Tensor) -> str:
+    """How many numbers of which tensors are not finite; empty where all are."""
+    bad = {name: int((~tensor.isfinite()).sum()) for name, tensor in tensors.items()}
+    return ", ".join(f"{n} of {tensors[name].numel()} numbers in {name}" for name, n in bad.items() if n)

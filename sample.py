@@ -18,6 +18,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
+from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from distributed import print0
 
@@ -233,12 +234,9 @@ def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """[rows, vocabulary] -> ln of the probabilities that tokens are sampled with, float32; -inf for what is cut off."""
     logits = logits.float() / (sampling.temperature or 1.0)
     if sampling.top_k:
-        kth = logits.topk(min(sampling.top_k, logits.shape[1])).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        logits = TopKLogitsWarper(sampling.top_k)(None, logits)
     if sampling.top_p < 1:
-        probs, order = logits.softmax(1).sort(1, descending=True)
-        beyond = probs.cumsum(1) - probs >= sampling.top_p  # the likelier ones are enough
-        logits = logits.masked_fill(beyond.scatter(1, order, beyond), -torch.inf)
+        logits = TopPLogitsWarper(sampling.top_p)(None, logits)
     return logits.log_softmax(1)
 
 
@@ -286,8 +284,7 @@ def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_mem
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
     max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone. tp:
     neighbouring ranks that hold one vLLM engine together and must be given the same prompts and seeds. gpu_memory:
-    vLLM's share of each GPU's memory while it generates; that much must be free now. max_num_seqs: sequences that are
-    decoded at once.
+    vLLM's share of each GPU's memory, which must be free now. max_num_seqs: sequences that are decoded at once.
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')

@@ -24,7 +24,8 @@ def mix(weight: float, a: Line, b: Line) -> Line:
 
 class Schedule:
     """In each of two phases the lines go from those at its start to those at its end. The weight of the former is λ in
-    the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1. There is no state."""
+    the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1. A schedule in FIXED has
+    the same lines all the time. There is no state."""
 
     def __init__(self, phases: tuple, total_steps: int, phase_share: float):
         self.phases, self.first = phases, phase_share * total_steps

@@ -8,8 +8,7 @@ So a response is like a real solution in two ways: there are many correct ones, 
 is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the
 noise of sampling, and by what the clip thresholds let through. That is why this task shows what the schedules do.
 
-The model starts as an imitation of Zipf's law: a few characters take most of the probability, and most are rare. Which
-ones they are depends on the prompt.
+The model starts as an imitation of Zipf's law: a few characters, which depend on the prompt, take most probability.
 """
 
 import hashlib
@@ -35,14 +34,16 @@ CHARACTERS = "".join(chr(code) for code in range(33, 127) if chr(code) not in DI
 FREE, BOXED = 6, 2  # characters before the box and in it
 EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally frequent in the box
 TRAIN, EVAL = 728, 172  # problems in the splits
+# 0.1M parameters; heads of 32 are the smallest that vLLM's attention kernels take
+SIZES = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 STEPS, BATCH, LEARNING_RATE = 500, 192, 4e-3
 CACHE = Path(__file__).parent / ".cache"
 MAX_LENGTH = 256  # of prompt and response together
 
 
 def problems(n: int, seed: int, split: str = "train") -> list[dict]:
-    """`n` different problems {"problem": "347", "answer": "347"}, the same for the same arguments: `score` needs the
-    number only. The splits share no number, and have TRAIN and EVAL problems. Raises ValueError for another split."""
+    """`n` different problems {"problem": "347", "answer": "347"}, or all of the split, the same for the same arguments:
+    `score` needs the number only. The splits share no number. Raises ValueError for another split."""
     if split not in ("train", "eval"):
         raise ValueError(f'split is {split!r}: use "train" or "eval"')
     pool = [str(number) for number in range(100, 1000) if (zlib.crc32(b"%d" % number) % 5 == 0) == (split == "eval")]
@@ -67,7 +68,7 @@ def teacher(prompts: list[str], generator: torch.Generator) -> list[str]:
     zipf = -EXPONENT * torch.arange(1, len(CHARACTERS) + 1).log()
     fixed, texts = torch.Generator().manual_seed(7), []
     for length, law, alphabet in ((FREE, zipf, CHARACTERS), (BOXED, torch.zeros(len(DIGITS)), DIGITS)):
-        # what a digit of the prompt, at each of its 3 places, adds to the logits
+        # [3, 10, length, alphabet]: what a digit of the prompt, at each of its 3 places, adds to the logits
         table = torch.randn(3, 10, length, len(alphabet), generator=fixed) / 3**0.5
         p = (law + table[torch.arange(3), digits].sum(1)).softmax(-1)  # [N, FREE or BOXED, alphabet]
         chosen = torch.multinomial(p.flatten(0, 1), 1, generator=generator).view(p.shape[:2])
@@ -99,21 +100,9 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     """A Qwen2 model of 0.1M parameters (fp32, on the CPU) trained to imitate the teacher on the train split. It depends
     on `seed` alone and leaves the caller's random state as it was."""
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=192,
-        num_hidden_layers=2,
-        num_attention_heads=2,  # of 32: the smallest that vLLM's attention kernels take
-        num_key_value_heads=1,
-        max_position_embeddings=MAX_LENGTH,
-        tie_word_embeddings=True,
-        initializer_range=0.05,
-        dtype="float32",
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    ids = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    other = dict(tie_word_embeddings=True, initializer_range=0.05, dtype="float32", max_position_embeddings=MAX_LENGTH)
+    config = Qwen2Config(vocab_size=len(tokenizer), **SIZES, **ids, **other)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)

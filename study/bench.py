@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -87,9 +88,10 @@ def bench_update(args: argparse.Namespace) -> None:
         model, init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard")), cfg.temperature
     )
     sampler = make_sampler("transformers", model, device=device, dtype=torch.float32, max_len=80, seed=0)
-    phases = Phases(cfg.timeout_minutes)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
-    rollouts, _, _ = collect(sampler, tiny.score, tokenizer, problems, cfg, 0, 0, phases)
+    parts = dict(cfg=cfg, sampler=sampler, reward=tiny.score, tokenizer=tokenizer, problems=problems)
+    parts["phases"] = Phases(cfg.timeout_minutes)
+    rollouts, _ = collect(SimpleNamespace(**parts, draws=0), 0)
     advantages = rollouts.per_token(group_advantages(rollouts.rewards, cfg.group_size))
     old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
     batch = make_batch(cfg, rollouts, old, advantages, 0.0, 0)
@@ -111,7 +113,7 @@ def bench_update(args: argparse.Namespace) -> None:
             "id": lambda: updated(U, M),
             "log-probabilities": logp_only,
             "with diagnostics": diagnosed,
-            "rollout": lambda: collect(sampler, tiny.score, tokenizer, problems, cfg, 0, 0, phases),
+            "rollout": lambda: collect(SimpleNamespace(**parts, draws=0), 0),
         },
         args.repeats,
     )

@@ -26,8 +26,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from distributed import end_distributed, init_distributed
 from logprobs import token_stats
-from policy import GIB, Policy, build_policy, full_tensor, load_model
+from policy import Policy, build_policy, full_tensor, load_model
 from rollout import MicroBatch, collate
+from study.memory import GIB
 
 RESULTS = Path(__file__).parent / "results"
 PEAK = 989e12  # bf16 operations per second of an H100 or H200

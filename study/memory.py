@@ -15,8 +15,38 @@ import numpy as np
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from policy import GIB, training_memory
+from logprobs import CHUNK
+from policy import decoder_layers
 from rollout import plan_micro_batches
+
+GIB = 2**30
+
+
+def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: bool) -> dict[str, float]:
+    """{part: bytes on each rank} while training `model` (directory or hub id), sharded over `ranks`."""
+    config = AutoConfig.from_pretrained(model).get_text_config()
+    with torch.device("meta"):
+        lm = AutoModelForCausalLM.from_config(config)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(lm)]
+    n, vocabulary = sum(p.numel() for p in lm.parameters()), config.vocab_size
+    compute = 2 if on_gpu else 4  # bytes of a number in the forward pass
+    width, inner, tokens = config.hidden_size, config.intermediate_size, micro_batch_tokens
+    layer = tokens * compute * (8 * width + 3 * inner)  # kept for backward
+    boundary = tokens * compute * width  # what checkpointing keeps of a layer
+    root = n - sum(sizes)  # embeddings, last norm and head
+    parts = {
+        "weights": 4 * n / ranks,
+        "gradients": 4 * n / ranks,
+        "optimizer": 8 * n / ranks,
+        # of a layer, the next one, and the root
+        "gathered weights and gradients": 2 * compute * (2 * max(sizes) + root),
+        "activations": layer + len(sizes) * boundary if on_gpu else len(sizes) * layer,
+        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * width,
+    }
+    if on_gpu:  # gradients are reduced in float32, and norms and rotations are computed in it
+        parts["float32 copies of gathered gradients"] = 4 * (max(sizes) + root)
+        parts["float32 copies of activations"] = tokens * 4 * (4 * width + inner)
+    return parts
 
 
 def micro_batches(a: argparse.Namespace, rows: int, ranks: int) -> tuple[int, float]:

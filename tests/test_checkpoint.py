@@ -300,7 +300,7 @@ def test_advantages_that_are_not_finite_end_the_run_on_all_ranks_and_are_kept(tm
     monkeypatch.setenv("SABOTAGE", "2 1 inf")
     done = torchrun("grpo.py", *FLAGS, "--schedule", "static", "--output", tmp_path / "run", check=False)
     assert done.returncode == 1
-    assert "tensors are not finite, first advantages" in done.stderr and "step 1, phase" in done.stderr
+    assert "numbers in advantages" in done.stderr and "step 1, phase" in done.stderr
     saved = torch.load(tmp_path / "run/bad-step-1/rollouts.pt", weights_only=False)
     assert not saved["advantages"].isfinite().all() and len(saved["rollouts"].responses) == 8 * 8
     assert all(tensor.isfinite().all() for tensor in load_file(tmp_path / "run/bad-step-1/model.safetensors").values())
@@ -312,6 +312,4 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(tmp_path):
     flags = [*FLAGS, "--schedule", "static", "--lr", "1e38", "--lr-warmup-steps", 0, "--total-steps", 1]
     done = torchrun("grpo.py", *flags, "--output", tmp_path / "run", check=False)
     assert done.returncode == 1
-    assert "gradient norm nan" in done.stderr and "first logp" in done.stderr
-    tolerant = torchrun("grpo.py", *flags, "--output", tmp_path / "tolerant", "--skip-bad-steps", 100, check=False)
-    assert metrics(tmp_path / "tolerant")[0]["bad_steps"] == 3, tolerant.stderr  # of 4: only the first was sound
+    assert "gradient norm nan" in done.stderr and "rank 0: " in done.stderr and "numbers in logp" in done.stderr

@@ -184,7 +184,7 @@ def test_hub_ids_and_configs_by_a_local_copy(tmp_path, monkeypatch):
     )
     (repository / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
     monkeypatch.chdir(tmp_path)
-    assert pairs(load_problems("open-r1/DAPO-Math-17k-Processed")) == [("english", "1")]
+    assert pairs(load_problems("open-r1/DAPO-Math-17k-Processed:en")) == [("english", "1")]
     assert pairs(load_problems("open-r1/DAPO-Math-17k-Processed:cn")) == [("chinese", "2")]
     with pytest.raises(ValueError, match=r"can't be loaded \(BuilderConfig 'fr' not found.*'cn', 'en'"):
         load_problems("open-r1/DAPO-Math-17k-Processed:fr")
@@ -208,8 +208,8 @@ def test_tiny_splits_share_nothing():
             None,
             "'nobody/nothing' can't be loaded .*give a hub id that can be reached, or a local file",
         ),
-        ("empty.jsonl", "", r"can't be loaded \(it has no rows\)"),
-        ("header.csv", "problem,answer\n", "can't be loaded \\(it has no rows\\)"),
+        ("empty.jsonl", "", "'empty.jsonl' has no rows"),
+        ("header.csv", "problem,answer\n", "'header.csv' has no rows"),
         ("broken.jsonl", '{"problem": "x", \n', "can't be loaded"),
         (
             "columns.jsonl",
@@ -342,8 +342,9 @@ def test_benchmarks_from_local_files(tmp_path, name):
 def test_benchmark_ids_splits_and_configs(tmp_path, monkeypatch):
     """Every benchmark by its name alone, from directories that stand in for the hub."""
     monkeypatch.chdir(tmp_path)
-    for name, (hub_id, config, split) in BENCHMARKS.items():
-        write(tmp_path / hub_id / (config or "") / f"{split}.parquet", BENCHMARK_ROWS[name][0])
+    for name, (hub_id, split) in BENCHMARKS.items():
+        hub_id, _, config = hub_id.partition(":")
+        write(tmp_path / hub_id / config / f"{split}.parquet", BENCHMARK_ROWS[name][0])
         if config:
             files = f"  data_files:\n  - split: {split}\n    path: {config}/*\n"
             front = f"---\nconfigs:\n- config_name: {config}\n{files}---\n"
@@ -417,8 +418,6 @@ def test_too_long_prompts_are_dropped_and_counted():
     kept, dropped = encode_problems(problems, tiny.make_tokenizer(), max_prompt_tokens=6)
     assert (pairs(kept), dropped) == ([("11111", "5"), ("111111", "6")], 2)
     assert [len(problem["prompt_ids"]) for problem in kept] == [5, 6]
-    with pytest.raises(ValueError, match="none of 4 prompts has at most 4 tokens: raise --max-prompt-tokens"):
-        encode_problems(problems, tiny.make_tokenizer(), max_prompt_tokens=4)
 
 
 # ---------------------------------------------------------------------------------------------------------------- order
@@ -449,8 +448,3 @@ def test_epochs_are_shuffled_evenly():
     for seed in range(3000):
         counts[batch_indices(6, 4, 1, seed)[2]] += 1
     assert all(abs(count - 500) < 5 * (3000 * 1 / 6 * 5 / 6) ** 0.5 for count in counts)  # 5 standard deviations
-
-
-def test_a_batch_larger_than_the_data_is_refused():
-    with pytest.raises(ValueError, match="a batch of 5 needs at least that many problems, there are 4"):
-        batch_indices(4, 5, 0, 0)

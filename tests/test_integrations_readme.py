@@ -1,4 +1,5 @@
-"""The three snippets of integrations/README.md, each run as it stands: pytest tests/test_integrations_readme.py"""
+"""The three snippets of integrations/README.md, run as they stand, but for verl's, which is looked up: pytest
+tests/test_integrations_readme.py"""
 
 import re
 import shlex

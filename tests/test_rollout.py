@@ -4,6 +4,7 @@ a minute)"""
 import importlib.util
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,8 +61,9 @@ def fill(dynamic_sampling, useful_share, draws=0):
         problem["answer"] = str(i) + " "
     number = {id(problem["answer"]): i for i, problem in enumerate(problems)}
     cfg = tiny_config(prompts_per_step=4, group_size=2, mini_batches=2, dynamic_sampling=dynamic_sampling)
-    rollouts, metrics, draws = collect(ScriptedSampler(), reward, tokenizer, problems, cfg, 0, draws, Phases(math.inf))
-    return rollouts, metrics, draws, scored
+    parts = dict(cfg=cfg, sampler=ScriptedSampler(), reward=reward, tokenizer=tokenizer, problems=problems)
+    run = SimpleNamespace(**parts, draws=draws, phases=Phases(math.inf))
+    return *collect(run, 0), run.draws, scored
 
 
 def test_without_dynamic_sampling_a_batch_is_what_was_drawn(alone):
