@@ -44,7 +44,7 @@ def test_counted_parts_are_those_of_the_real_model(tmp_path):
 
 
 def test_a_model_that_cannot_fit_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"needs about \d+\.\d GiB of host memory.*there are"):
+    with pytest.raises(ValueError, match=r"needs about \d+\.\d GiB of memory to load it in each process, there are"):
         check_memory(config(tmp_path, 16384, 80), 2, CPU, 0.5)
 
 
