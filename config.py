@@ -237,7 +237,7 @@ def read_saved(run: Path) -> dict:
     try:
         saved = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
-        raise ValueError(f"--resume {run}: there is no config.json of a run that can be read ({error})") from None
+        raise ValueError(f"--resume {run}: the run's config.json can't be read ({error})") from None
     names = {f.name for f in fields(Config)} - {"resume"}
     if differing := set(saved) ^ names if isinstance(saved, dict) else {"it is no object"}:
         raise ValueError(f"--resume {run}: its config.json is of another version ({', '.join(sorted(differing))})")
