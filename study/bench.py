@@ -379,7 +379,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
     print_table(*rows)
 
     device, rows = init_distributed(60), [("parameters", "sampler", "sync, ms", "MB per second")]
-    mesh = init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard"))
+    mesh, made = init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard")), []
     for width, layers in ((64, 2), (256, 6), (768, 10)):
         model = str(random_model(width, layers))
         policy = build_policy(model, mesh, 1.0)
@@ -388,6 +388,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
             kind: make_sampler(kind, model, device=device, dtype=torch.float32, max_len=128, seed=0)
             for kind in ("transformers", "vllm")
         }
+        made += samplers.values()  # a vLLM engine that is dropped would take the process group down
         seconds = side_by_side(
             {kind: lambda s=s: s.sync(policy.full_tensors()) for kind, s in samplers.items()}, args.repeats
         )
@@ -401,7 +402,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
             for kind in samplers
         ]
     print_table(*rows)
-    end_distributed()
+    end_distributed(*made)
 
 
 # --------------------------------------------------------------------------------------------------------------- TRL
