@@ -117,8 +117,8 @@ class Config:
     # update
     lr: float = opt(1e-6, "AdamW's learning rate")
     lr_warmup_steps: int = opt(10, "rollout steps of linear warm-up")  # [recipe]
-    weight_decay: float = opt(0.1, "AdamW's weight decay")
-    max_grad_norm: float = opt(1.0, "gradient norm above which gradients are scaled down")
+    weight_decay: float = opt(0.1, "AdamW's weight decay")  # [recipe]
+    max_grad_norm: float = opt(1.0, "gradient norm above which gradients are scaled down")  # [recipe]
     mini_batches: int = opt(16, "optimizer steps per pass over a rollout batch")  # [recipe] 32 prompts each
     epochs: int = opt(1, "passes over each rollout batch")  # [recipe]
     micro_batch_tokens: int = opt(16384, "padded tokens per forward/backward on a rank: lower it when memory runs out")

@@ -94,7 +94,7 @@ class Phases:
 
     A phase that takes longer than `limit_minutes` ends this process, and with it the job, with rank, step and phase
     named. On GPUs a collective that waits for a dead rank would otherwise end with a bare abort, and generation that
-    hangs would not end at all. Make one in a process: its watch lives as long."""
+    hangs would not end at all. Make one per process: its watch never ends."""
 
     def __init__(self, limit_minutes: float):
         self.limit = 60 * limit_minutes
