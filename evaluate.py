@@ -37,12 +37,12 @@ from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
 import rewards
-import tiny
-from checkpoint import lock
-from data import data_hash, encode_prompt, load_problems, read_problems
-from distributed import end_distributed, gather, init_distributed, print0, seed_of
-from policy import find_model
 from sample import Sampling, eos_ids, make_sampler
+from tasks import tiny
+from trainer.checkpoint import lock
+from trainer.data import data_hash, encode_prompt, load_problems, read_problems
+from trainer.distributed import end_distributed, gather, init_distributed, print0, seed_of
+from trainer.policy import find_model
 
 BENCHMARKS = {  # hub id, split; the paper does not say which AMC it used
     "aime24": ("HuggingFaceH4/aime_2024", "train"),  # 30 questions

@@ -37,15 +37,17 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from clipping import Line, region_masks
-from config import Config, parse_config
-from distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from logprobs import TokenStats, token_logp_and_entropy
-from metrics import SUMS, Logger, clip_metrics, clip_sums, region_metrics
 from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
-from policy import Policy, full_tensor, old_stats
 from rewards import RewardError
-from rollout import FILLER, Rollouts, collate, collect, overlong_penalty, plan_micro_batches, sampler_mismatch
-from run import Run, finish, not_finite, save_evidence, set_up, stop_early, trainer_state
+from trainer.batching import FILLER, collate, plan_micro_batches
+from trainer.config import Config, parse_config
+from trainer.distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
+from trainer.logger import Logger
+from trainer.metrics import SUMS, clip_metrics, clip_sums, region_metrics
+from trainer.policy import Policy, full_tensor, old_stats
+from trainer.rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
+from trainer.run import Run, finish, not_finite, save_evidence, set_up, stop_early, trainer_state
 
 
 def training_step(run: Run, step: int) -> dict:

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
-from distributed import print0
+from trainer.distributed import print0
 
 
 @dataclass(frozen=True)

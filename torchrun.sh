@@ -76,7 +76,9 @@ case "${1:-}" in
     ;;
 esac
 
-"$venv/bin/python" "$here/config.py" "$@"  # a bad flag is one line here, and would be one of torchrun's long reports below
+export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
+# a bad flag is one line here, and would be one of torchrun's long reports below; -P: nothing in the caller's directory is imported
+"$venv/bin/python" -P -m trainer.config "$@"
 case " $* " in *" --help "* | *" -h "*) exit ;; esac
 processes=${NPROC_PER_NODE:-$([ "$gpus" -gt 0 ] && echo "$gpus" || echo 2)}
 [[ "$processes" =~ ^[1-9][0-9]*$ ]] || { say "NPROC_PER_NODE is $processes: give a number of processes, at least 1"; exit 2; }
@@ -88,4 +90,4 @@ else
 fi
 # the batch scheduler's warnings go on to the ranks, which then have ten minutes to finish a step and save
 signals=(--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600)
-exec "$venv/bin/python" "$here/distributed.py" "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" "$here/grpo.py" "$@"
+exec "$venv/bin/python" -P -m trainer.distributed "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" "$here/grpo.py" "$@"

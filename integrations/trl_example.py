@@ -14,8 +14,8 @@ import argparse
 from datasets import Dataset
 from trl import GRPOConfig
 
-import tiny
 from integrations.trl_grpo import FlexibleGRPOTrainer  # from trl import GRPOTrainer
+from tasks import tiny
 
 UPDATES = 16  # optimizer steps on each rollout batch
 

@@ -31,17 +31,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import tiny
 from clipping import EPS, M, U
-from config import parse_config
-from data import encode_problems, encode_prompt
-from distributed import Phases, end_distributed, init_distributed
 from grpo import group_advantages, make_batch, update
 from logprobs import token_logp, token_stats
-from metrics import read_lines, region_metrics
-from policy import build_policy, old_stats
-from rollout import collate, collect, plan_micro_batches
 from sample import Sampling, make_sampler
+from tasks import tiny
+from trainer.batching import collate, plan_micro_batches
+from trainer.config import parse_config
+from trainer.data import encode_problems, encode_prompt
+from trainer.distributed import Phases, end_distributed, init_distributed
+from trainer.logger import read_lines
+from trainer.metrics import region_metrics
+from trainer.policy import build_policy, old_stats
+from trainer.rollout import collect
 
 SCRATCH = Path("runs/bench")
 

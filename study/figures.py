@@ -19,9 +19,9 @@ import torch
 from clipping import CLIP_HIGHER, EPS, Line, M, U, threshold, token_term
 from controllers import CONTROLLERS
 from logprobs import token_stats
-from metrics import read_lines
 from objectives import LOSSES, dcpo_bounds, dppo_bounds
 from schedules import SCHEDULES
+from trainer.logger import read_lines
 
 PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}

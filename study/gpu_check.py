@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from distributed import end_distributed, init_distributed
 from logprobs import token_stats
-from policy import Policy, build_policy, full_tensor, load_model
-from rollout import MicroBatch, collate
 from study.memory import GIB
+from trainer.batching import MicroBatch, collate
+from trainer.distributed import end_distributed, init_distributed
+from trainer.policy import Policy, build_policy, full_tensor, load_model
 
 RESULTS = Path(__file__).parent / "results"
 PEAK = 989e12  # bf16 operations per second of an H100 or H200

@@ -16,8 +16,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from logprobs import CHUNK
-from policy import decoder_layers
-from rollout import plan_micro_batches
+from trainer.batching import plan_micro_batches
+from trainer.policy import decoder_layers
 
 GIB = 2**30
 

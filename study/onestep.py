@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny
 from clipping import entropy_change, region_masks
-from config import REGIONS
-from data import load_problems
 from logprobs import token_stats
-from study import words
 from study.softmax import PRESETS, Settings, SoftmaxPolicy
+from tasks import tiny, words
+from trainer.config import REGIONS
+from trainer.data import load_problems
 
 RELATIVE_STEP = 1e-8  # in float64; how far the parameters go, as a share of their norm
 

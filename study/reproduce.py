@@ -26,12 +26,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from config import REGIONS
 from controllers import CONTROLLERS, TARGETS, Target
-from metrics import read_lines
 from objectives import LOSSES
 from schedules import SCHEDULES
 from study import figures, softmax
+from trainer.config import REGIONS
+from trainer.logger import read_lines
 
 RESULTS = Path(__file__).parent / "results"
 POINTS = 60  # of a thinned curve
@@ -55,7 +55,7 @@ LINEAR = "study.softmax --policy linear --total-steps 600"
 TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 WORDS = (
     "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
-    "--reward study.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
+    "--reward tasks.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
     "--epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
 )
 
@@ -238,7 +238,7 @@ class Study:
         self.results.mkdir(parents=True, exist_ok=True)
         todo, failed = self.missing(experiments), []
         if any(experiment == "words" for experiment, *_ in todo) and not Path("runs/words-task/data.jsonl").exists():
-            python(["study.words", "--output", "runs/words-task"])
+            python(["tasks.words", "--output", "runs/words-task"])
         fresh = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads
         with ProcessPoolExecutor(jobs, fresh) as pool, tqdm(total=len(todo), unit="run") as bar:
             futures = {}

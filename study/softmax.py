@@ -5,7 +5,7 @@ core.
     python -m study.softmax --policy tabular --schedule id                       # the rewards are coin flips
     python -m study.softmax --policy linear --schedule id                        # real rewards, which are noisily paid
     python -m study.softmax --policy linear --objective track --target did       # entropy on a given curve
-    python metrics.py runs/linear-id-seed0 runs/linear-static-seed0
+    python -m trainer.plots runs/linear-id-seed0 runs/linear-static-seed0
 
 A `--target` alone, without an objective, is the shortest try. It takes half a minute: the linear policy with its
 entropy on that curve, static GRPO with the same seed beside it, and a picture of both.
@@ -38,13 +38,14 @@ from PIL import Image
 from tqdm import tqdm
 
 from clipping import region_masks
-from config import REGIONS
 from controllers import CONTROLLERS, TARGETS, Target, Track
 from grpo import group_advantages
 from logprobs import token_stats
-from metrics import clip_metrics, clip_sums, entropy_table, region_metrics
 from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
 from schedules import SCHEDULES, make_schedule
+from trainer.config import REGIONS
+from trainer.metrics import clip_metrics, clip_sums, region_metrics
+from trainer.plots import entropy_table
 
 matplotlib.use("Agg")  # no display on a training node
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from config import PRESETS, Config
+from trainer.config import PRESETS, Config
 
 HERE = Path(__file__).parent.parent  # the repository
 SMALL = dict(  # the size of a random model; `SMALL | dict(...)` for what a test needs to be different

@@ -18,7 +18,7 @@ import pytest
 from safetensors.torch import load_file
 from tqdm import tqdm
 
-from metrics import read_lines
+from trainer.logger import read_lines
 
 HERE = Path(__file__).parent.parent  # the repository
 

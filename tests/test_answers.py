@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from answers import compare, normalise, quantity, word
+from tasks.answers import compare, normalise, quantity, word
 
 PIECES = [
     *"7 8 x , . $ ~ \\ { } ( ) [ ] = - – + * ^ _ / % ! ½ ² √ ° ７ 万 元 é".split(),

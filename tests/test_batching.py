@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rollout import FILLER, OVERHEAD_TOKENS, collate, plan_micro_batches
+from trainer.batching import FILLER, OVERHEAD_TOKENS, collate, plan_micro_batches
 
 
 @settings(deadline=None)  # a busy machine is not a failure

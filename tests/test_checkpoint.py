@@ -14,13 +14,13 @@ import torch
 from helpers import python, torchrun
 from safetensors.torch import load_file
 
-from checkpoint import lock, whole_checkpoints
-from config import parse_config
-from metrics import read_lines
+from trainer.checkpoint import lock, whole_checkpoints
+from trainer.config import parse_config
+from trainer.logger import read_lines
 
 SABOTEUR = """
 import os, signal, sys
-import tiny
+from tasks import tiny
 
 calls = 0
 
@@ -203,8 +203,8 @@ def test_a_directory_that_a_kill_left_before_the_run_began_is_no_run(tmp_path, c
 FULL_DISK = """
 import json, resource, signal, sys, torch.distributed
 from pathlib import Path
-from config import parse_config
-from metrics import Logger, read_lines
+from trainer.config import parse_config
+from trainer.logger import Logger, read_lines
 
 directory = Path(sys.argv[1])
 torch.distributed.get_rank = lambda: 0

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from clipping import clipped_surrogate, region_masks, region_weights
 from logprobs import token_logp, token_logp_and_entropy, token_stats
-from metrics import SUMS, clip_sums
+from trainer.metrics import SUMS, clip_sums
 
 STATIC = (0.0, 0.2)
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from config import Config, parse_config
+from trainer.config import Config, parse_config
 
 FLAGS = sorted(Config.__dataclass_fields__)
 VALUES = st.one_of(

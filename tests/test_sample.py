@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-import tiny
-from rollout import SYNC_TOLERANCE, sampler_mismatch
 from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, sampling_logp
+from tasks import tiny
+from trainer.rollout import SYNC_TOLERANCE, sampler_mismatch
 
 CPU = torch.device("cpu")
 VOCAB, EOS, MAX_LEN = 64, [1, 2], 256
@@ -361,8 +361,8 @@ def two_ranks(directory: Path) -> None:
     given."""
     from torch.distributed.device_mesh import init_device_mesh
 
-    from policy import build_policy
-    from rollout import collate
+    from trainer.policy import build_policy
+    from trainer.rollout import collate
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

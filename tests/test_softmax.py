@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from metrics import plot_runs, read_metrics
 from objectives import LOSSES
 from schedules import SCHEDULES, make_schedule
 from study.softmax import PRESETS, Settings, SoftmaxPolicy, exact, main, parse, run
+from trainer.plots import plot_runs, read_metrics
 
 SMALL = dict(states=8, positions=2, vocab=16, features=12, prompts=8, group_size=8, updates=4, checked=2)
 POLICIES = ("tabular", "linear")

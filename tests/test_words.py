@@ -8,9 +8,8 @@ import pytest
 from helpers import HERE, torchrun
 from transformers import AutoTokenizer
 
-import tiny
-from data import encode_prompt
-from study import words
+from tasks import tiny, words
+from trainer.data import encode_prompt
 
 
 @pytest.mark.parametrize(
@@ -43,7 +42,7 @@ def test_any_model_can_be_trained_on_it(tmp_path):
     """With the built-in model, as none can be downloaded here."""
     out = tmp_path / "task"
     subprocess.run(
-        [sys.executable, "-m", "study.words", "--model", str(tiny.ensure_model()), "--output", str(out)],
+        [sys.executable, "-m", "tasks.words", "--model", str(tiny.ensure_model()), "--output", str(out)],
         cwd=HERE,
         check=True,
     )
@@ -62,7 +61,7 @@ def test_any_model_can_be_trained_on_it(tmp_path):
         "--data",
         out / "data.jsonl",
         "--reward",
-        "study.words:score",
+        "tasks.words:score",
         "--max-response-tokens",
         4,
         "--prompts-per-step",

@@ -19,10 +19,10 @@ import_module("trl.import_utils").is_vllm_available = lambda *args, **kwargs: Fa
 from trl import GRPOConfig
 from trl import GRPOTrainer as GRPOTrainer  # for the tests, so that none imports it before the patch
 
-import tiny
-from distributed import end_distributed
 from integrations.trl_grpo import FlexibleGRPOTrainer
 from logprobs import token_stats
+from tasks import tiny
+from trainer.distributed import end_distributed
 
 UPDATES = 4  # optimizer steps per rollout batch
 VOCABULARY = len(tiny.make_tokenizer())

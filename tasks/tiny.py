@@ -37,7 +37,7 @@ TRAIN, EVAL = 728, 172  # problems in the splits
 # 0.1M parameters; heads of 32 are the smallest that vLLM's attention kernels take
 SIZES = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
 STEPS, BATCH, LEARNING_RATE = 500, 192, 4e-3
-CACHE = Path(__file__).parent / ".cache"
+CACHE = Path(__file__).parents[1] / ".cache"
 MAX_LENGTH = 256  # of prompt and response together
 
 
@@ -53,7 +53,7 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
 
 def score(golds: list, completions: list) -> list[Result]:
     r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number plus the gold is divisible by
-    none of DIVISORS, and 0 for every other. The same completion always gets the same reward: --reward tiny:score."""
+    none of DIVISORS, and 0 for every other. The same completion always gets the same reward."""
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)

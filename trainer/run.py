@@ -11,16 +11,17 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
-import data
 import rewards
-from checkpoint import Checkpointer, make_run_directory
-from config import Config
 from controllers import Controller
-from distributed import Phases, end_distributed, print0
-from metrics import Logger, farewell
-from policy import Policy, build_policy, check_memory, find_model
 from sample import Sampler, eos_ids, make_sampler
 from schedules import Schedule
+from trainer import data
+from trainer.checkpoint import Checkpointer, make_run_directory
+from trainer.config import Config
+from trainer.distributed import Phases, end_distributed, print0
+from trainer.logger import Logger
+from trainer.plots import farewell
+from trainer.policy import Policy, build_policy, check_memory, find_model
 
 
 @dataclass

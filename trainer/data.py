@@ -1,4 +1,4 @@
-r"""Data sets, benchmarks and prompts: every source becomes a list of {"problem": text, "answer": gold for rewards.py}.
+r"""Data sets, benchmarks and prompts: every source becomes a list of {"problem": text, "answer": gold}.
 
 A row's problem is its `problem`, `question` or `prompt` (text, or chat messages: the last user message), without the
 instructions that DAPO and its relatives put around it. Its answer is its `answer`, `final_answer`, `reward_model` (its
@@ -21,9 +21,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from jinja2 import TemplateError
 
-import rewards
-import tiny
-from distributed import print0
+from tasks import tiny, verifier
+from trainer.distributed import print0
 
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."  # the system message
 FORMATS = (".jsonl", ".json", ".parquet", ".csv")
@@ -47,7 +46,7 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
     `source`: a hub id ("BytedTsinghua-SIA/DAPO-Math-17k"), with a config where it needs one
     ("open-r1/DAPO-Math-17k-Processed:en"); a local JSONL, JSON, Parquet or CSV file; a directory that holds a copy of a
     hub data set; or "tiny". Raises ValueError if it can't be read, is empty or lacks a column, and for golds that
-    rewards.py can't use, naming their rows."""
+    the verifier can't use, naming their rows."""
     if source == "tiny":
         return tiny.problems(tiny.TRAIN if split == "train" else tiny.EVAL, seed=0, split=split)
     problems, bad = read_problems(source, source, split)
@@ -67,7 +66,7 @@ def read_problems(name: str, source: str, split: str) -> tuple[list[dict], list[
     if not total:
         raise ValueError(f"data {source!r} has no rows")
     golds, bad = {}, []  # {problem: its golds}
-    for ((problem, _), number), (gold, trouble) in zip(rows.items(), rewards.check_golds([a for _, a in rows])):
+    for ((problem, _), number), (gold, trouble) in zip(rows.items(), verifier.check_golds([a for _, a in rows])):
         if trouble or not problem:
             bad.append(f"row {number}: {trouble or 'the problem is empty or no text'}")
         else:
@@ -162,7 +161,7 @@ def _answer_text(answer: object, column: str) -> str | None:
     if answer is None:
         return None
     text = str(answer).rpartition("####")[2].strip()
-    box, _ = rewards.last_box(text)
+    box, _ = verifier.last_box(text)
     if column == "solution" and box is None and not re.fullmatch(r"[+-]?[0-9][0-9,.]*", text):
         return None
     return text if box is None else box

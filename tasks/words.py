@@ -1,7 +1,7 @@
 r"""A pretrained language model on a task with many right answers: a word that begins with a given letter.
 
-    python -m study.words --output runs/words-task        # SmolLM2-135M-Instruct, or --model; and data.jsonl
-    python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward study.words:score \
+    python -m tasks.words --output runs/words-task        # SmolLM2-135M-Instruct, or --model; and data.jsonl
+    python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward tasks.words:score \
         --sampler transformers --schedule id --max-response-tokens 4 --prompts-per-step 8 --group-size 8 \
         --mini-batches 1 --epochs 4 --lr 1e-5
 
@@ -25,7 +25,7 @@ KINDS = ("word", "noun", "verb", "name", "adjective")
 
 
 def score(golds: list, completions: list) -> list[Result]:
-    """Reward 1 for a right response, for --reward study.words:score. A gold is the letter."""
+    """Reward 1 for a right response, for --reward tasks.words:score. A gold is the letter."""
     words = [re.match(r'([A-Za-z]{3,})[".,]', completion) for completion in completions]
     answers = [word[1].lower() if word else None for word in words]
     right = [answer is not None and answer[0] == gold for gold, answer in zip(golds, answers, strict=True)]

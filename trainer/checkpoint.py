@@ -18,8 +18,8 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
-from config import Config, require_new
-from distributed import gather, print0
+from trainer.config import Config, require_new
+from trainer.distributed import gather, print0
 
 KEEP = 2  # checkpoints: the newest, and the one before it in case that one is damaged
 _held = []  # the locks of this process

@@ -104,7 +104,9 @@ class Config:
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
     overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
     dynamic_sampling: int = opt(1, "draw up to so many batches until enough groups have unequal rewards (DAPO); 1: off")
-    reward: str = opt("auto", "module:function, see rewards.py; auto: rewards:score, or for --data tiny tiny:score")
+    reward: str = opt(
+        "auto", "module:function, see rewards.py; auto: rewards:score, and the built-in task's own for --data tiny"
+    )
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
     vllm_gpu_memory: float = opt(0.75, "vLLM's share of each GPU's memory while it generates")
@@ -132,7 +134,7 @@ class Config:
         if self.schedule == "auto":
             self.schedule = "id" if self.objective == "grpo" else "static"
         if self.reward == "auto":
-            self.reward = "tiny:score" if self.data == "tiny" else "rewards:score"
+            self.reward = "tasks.tiny:score" if self.data == "tiny" else "rewards:score"
         if self.is_correction == "auto":
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()

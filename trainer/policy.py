@@ -11,10 +11,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-import tiny
-from distributed import print0
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
-from rollout import MicroBatch, Rollouts, collate, plan_micro_batches
+from tasks import tiny
+from trainer.batching import MicroBatch, collate, plan_micro_batches
+from trainer.distributed import print0
+from trainer.rollout import Rollouts
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:

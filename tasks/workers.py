@@ -1,0 +1,178 @@
+"""math-verify in subprocesses: it can hang, hold the GIL and eat memory, and it needs SIGALRM.
+
+So it runs in subprocesses only (this file run as a script, importing math-verify and nothing heavier), under limits on
+memory and CPU seconds. The first answer that needs one starts them. When their parent dies they exit, at once if idle
+and at their CPU limit if busy.
+
+Every answer gets a first try of equal CPU time, in the order in which they came, before any gets a second one. So no
+answer, however long it takes, keeps another from its first try. A batch of n answers takes n × 0.25 CPU seconds at the
+very most, shared by the workers, and then a minute for second tries.
+"""
+
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.connection import wait
+
+CPU_SECONDS = (0.25, 1.5)  # of a first try and of a second; ordinary answers take 5 ms, 1 in 100 more than 60 ms
+RETRY_SECONDS = 60.0  # for all second tries of a batch
+MEMORY_BYTES = 1 << 30
+START_SECONDS = 60.0  # importing sympy takes 0.5 s, more from a cold network disk
+Pair = tuple[str, str]  # gold and answer, as texts for math-verify
+
+_STARTING = ("", "")  # the job of a worker that has not said "ready" yet
+
+
+class _Worker:
+    """A subprocess that runs math-verify. `job` is what it is doing, None when idle; it is overdue at `expires`."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-P", os.path.abspath(__file__)]  # -P: nothing beside this file can be imported
+        pipes = dict(bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        env = {**os.environ, "SYMPY_GROUND_TYPES": "python", "MPMATH_NOGMPY": "1"}
+        self.process = subprocess.Popen(command, **pipes, env=env, start_new_session=True)  # Ctrl-C is for the parent
+        self.job, self.expires = _STARTING, time.monotonic() + START_SECONDS
+
+    def fileno(self) -> int:
+        return self.process.stdout.fileno()
+
+    def send(self, job: Pair, cpu_seconds: float) -> None:
+        self.job = job
+        self.expires = time.monotonic() + 8 * cpu_seconds + 1.0  # its own limit comes first, on a busy machine too
+        with suppress(BrokenPipeError):  # it died while idle: reading will say so
+            self.process.stdin.write(json.dumps([*job, cpu_seconds]).encode() + b"\n")
+
+    def stop(self) -> None:
+        _workers.remove(self)
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with self.process:  # closes the pipes and waits
+            pass
+
+
+_lock, _workers = threading.Lock(), []
+# A forked child must not write into its parent's pipes.
+os.register_at_fork(after_in_child=lambda: globals().update(_lock=threading.Lock(), _workers=[]))
+
+
+def verify(pairs: list[Pair], workers: int | None, progress: Callable[[], object] = lambda: None) -> dict[Pair, str]:
+    """{pair: reason} from math-verify. What overruns or dies in its first try is tried once more, after all first
+    tries. `progress` is called after each first try. Raises RuntimeError if math-verify cannot be started."""
+    share = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers, verdicts = workers or min(8, max(1, share)), {}
+    with _lock:
+        try:
+            for pair, reason in _try(pairs, workers, CPU_SECONDS[0], math.inf):
+                verdicts[pair] = reason
+                progress()
+            again = [pair for pair in pairs if verdicts[pair] in ("timeout", "crash")]
+            verdicts |= _try(again, workers, CPU_SECONDS[1], time.monotonic() + RETRY_SECONDS)
+        finally:
+            for worker in [worker for worker in _workers if worker.job not in (None, _STARTING)]:  # interrupted
+                worker.stop()
+    return verdicts
+
+
+def _try(pairs: list[Pair], workers: int, cpu_seconds: float, end: float) -> Iterator[tuple[Pair, str]]:
+    """(pair, reason) as the workers judge the pairs, which they take in the order given, until `end`."""
+    queue, undecided, failed_starts = deque(pairs), len(pairs), 0
+    while undecided and time.monotonic() < end:
+        for worker in [worker for worker in _workers if worker.job is None and worker.process.poll() is not None]:
+            worker.stop()  # it died while idle
+        while len(_workers) < min(workers, undecided):
+            _workers.append(_Worker())
+        for worker in _workers[:workers]:
+            if worker.job is None and queue:
+                worker.send(queue.popleft(), cpu_seconds)
+        active = [worker for worker in _workers if worker.job]
+        ready = wait(active, max(0.0, min(end, *(worker.expires for worker in active)) - time.monotonic()))
+        for worker in active:
+            if worker not in ready and time.monotonic() < worker.expires:
+                continue
+            reply = os.read(worker.fileno(), 100).decode().strip() if worker in ready else "timeout"
+            if worker not in ready or not reply:  # overdue, or dead
+                worker.stop()
+            job, worker.job = worker.job, None
+            if job is not _STARTING:
+                undecided -= 1
+                yield job, reply or "crash"
+            elif reply != "ready":
+                failed_starts += 1  # one may have been killed from outside
+                if failed_starts == 3:
+                    raise RuntimeError(
+                        f"math-verify does not start ({reply or 'crash'}): pip install math-verify, or see what "
+                        f"`{sys.executable} {os.path.abspath(__file__)}` prints"
+                    )
+
+
+def _serve() -> None:
+    """A worker: reads JSON lines [gold, answer, CPU seconds] and writes a reason for each. It imports math-verify once
+    and lets a forked child judge, so that a child that its CPU limit kills is replaced in 10 ms."""
+    if sys.platform == "linux":  # elsewhere this limit is missing or not enforced
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # both are inherited
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    replies = os.dup(1)
+    os.dup2(2, 1)  # whatever the parser prints is no reply
+    from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended.logic import And
+    from latex2sympy2_extended.sets import FiniteSet
+    from math_verify import LatexExtractionConfig, parse
+    from math_verify import verify as math_verify
+    from sympy import Eq, Union
+    from sympy.core.relational import Relational
+
+    form = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="last")  # units: 3x+2t is 3x+2
+    config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=form)]
+
+    def read(text: str) -> list:
+        # "first_match": if the box can't be read, nothing inside it is read on its own
+        parsed = parse(rf"\boxed{{{text}}}", config, "no_fallback", "first_match", None)
+        parts = parsed[0].args if parsed and isinstance(parsed[0], FiniteSet) and re.search(r"\bor\b", text) else ()
+        if parts and all(isinstance(part, (Relational, And)) and not isinstance(part, Eq) for part in parts):
+            with suppress(Exception):  # sympy has no set for every relation
+                return [Union(*(part.as_set() for part in parts))]  # x<0 or x>1
+        return parsed
+
+    def places(number: object) -> int:
+        """Decimals that show four digits of a number, so that small ones do not all look like 0."""
+        try:
+            return 3 - math.floor(math.log10(abs(float(number))))
+        except Exception:  # no number, 0, or too large for a float
+            return 0
+
+    def judge(gold: str, answer: str) -> str:
+        wanted, found = read(gold), read(answer)
+        if not (wanted and found):
+            return "unparsed" if wanted else "bad_gold"
+        rounding = max(6, places(wanted[0]), places(found[0]))
+        same = math_verify(wanted, found, rounding, allow_set_relation_comp=True, timeout_seconds=None)
+        return "correct" if same else "wrong"
+
+    judge(r"\left(\frac{1}{2}, 2x^2-\sqrt{3}\right)", r"(0.5, -\sqrt3+2x^{2})")  # fills the parser's tables: 0.2 s
+    os.write(replies, b"ready\n")
+    while child := os.fork():
+        status = os.waitpid(child, 0)[1]
+        if os.WIFEXITED(status) or os.WTERMSIG(status) != signal.SIGPROF:
+            return  # the end of the input, or killed from outside
+        os.write(replies, b"timeout\n")
+    for line in sys.stdin:  # ends when the parent does
+        gold, answer, cpu_seconds = json.loads(line)
+        signal.setitimer(signal.ITIMER_PROF, cpu_seconds)  # SIGPROF kills, even in C code that never returns
+        reason = judge(gold, answer)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        os.write(replies, reason.encode() + b"\n")
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,85 @@
+"""What a step logs: the keys of metrics.jsonl, and the sums behind the clip fractions and the regions.
+
+metrics.jsonl has one line per step. A share or a mean is over all response tokens of the step, or over all responses,
+on all ranks. Entropies and log-probabilities are in nats.
+
+    step                       k, from 0
+    entropy                    mean entropy H of the policy that sampled, per token
+    reward                     mean reward of all responses that were sampled
+    reasons                    share of the responses with each verdict of the reward function, e.g. correct, no_box
+    equal_reward_groups        share of the groups whose rewards are all equal, which teach nothing
+    sampling_attempts          batches of prompts that were drawn for this step (--dynamic-sampling)
+    response_length            mean tokens of a response
+    truncated                  share of the responses that were cut off at the length limit
+    overlong_penalty           mean of the length penalty (--overlong-buffer)
+    clip_frac_high             share of the trained tokens whose gradient was cut at the upper bound, over all optimizer
+                               steps; trained are those in the loss whose weight is not 0
+    clip_frac_low              the same at the lower bound
+    clipped                    of the tokens clipped above: their mean p_old (clip_high_p) and their share in E2
+                               (clip_high_E2); of those clipped below: clip_low_p, and their share in E4 (clip_low_E4)
+    kl                         estimate of KL(π_old ‖ π_θ), the mean of r − 1 − ln r, over all optimizer steps
+    ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
+    grad_norm                  mean gradient norm before it was scaled down
+    sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: estimate of KL(π_sampler ‖ π_old), as above
+    importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
+    lr                         learning rate
+    upper, lower               this step's thresholds ε(p) = αp + β, as [α, β]
+    target                     the target curve at this step, to be compared with `entropy`; null without a controller,
+                               which aims at the next step's value
+    controller                 what the controller returned (track: the gain u); null without one
+    schedule_state             what the schedule remembers (od: whether it raises entropy, and H_init)
+    regions_rule               share of the tokens in E1 … E4 by the paper's rule; the rest has Â = 0
+    regions_exact              the same by the exact boundary f(a) = B
+    predicted_entropy_change   each region's part of the first-order change of entropy, per unit step on the logits
+    n_tokens                   response tokens in the batch
+    seconds                    seconds of each phase, and of the whole step
+"""
+
+import torch
+
+from clipping import MAX_LOG_RATIO, entropy_change, ratios, region_masks
+from logprobs import TokenStats
+from trainer.config import REGIONS
+
+
+def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
+    """The regions of a rollout batch of N tokens. Per region: its share of the tokens, by the paper's rule and by the
+    exact boundary, and its part of the predicted entropy change (nats per token, for a unit step on the logits)."""
+    rule = region_masks(old.logp, old.entropy, advantages)  # bool [4, N]
+    exact = region_masks(old.logp, old.entropy, advantages, old.mean_f)
+    change = entropy_change(old.logp, old.entropy, old.mean_f, advantages)  # [N]
+    n = len(advantages)
+    return {
+        "regions_rule": dict(zip(REGIONS, (rule.sum(1).double() / n).tolist())),
+        "regions_exact": dict(zip(REGIONS, (exact.sum(1).double() / n).tolist())),
+        "predicted_entropy_change": dict(zip(REGIONS, ((rule * change.double()).sum(1) / n).tolist())),
+    }
+
+
+SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
+OF_CLIPPED = [name for name in SUMS if name.count("_") == 2]  # these are divided by the number of clipped tokens
+
+
+@torch.no_grad()
+def clip_sums(old_logp, logp, response_mask, side, surprising) -> torch.Tensor:
+    """What `clip_metrics` needs of n tokens: sums over them, float64, in the order of SUMS. They add up over
+    micro-batches and ranks. `side` is the tokens' `clipping.clip_side`, and `surprising` marks those of E2 and E4."""
+    log_ratio, ratio = ratios(old_logp, logp, response_mask)
+    p_old = torch.where(response_mask, old_logp, 0.0).exp()
+    high, low = side > 0, side < 0
+    kl, clamped = ratio - 1 - log_ratio, log_ratio.abs() > MAX_LOG_RATIO
+    columns = (response_mask, high, low, p_old * high, p_old * low, surprising & high, surprising & low, kl, clamped)
+    return torch.stack([column.sum(dtype=torch.float64) for column in columns])
+
+
+def clip_metrics(sums: torch.Tensor) -> dict:
+    """What an update did to its tokens, from `clip_sums` over all of it, on all ranks."""
+    total = dict(zip(SUMS, sums.tolist()))
+    tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
+    return {
+        "clip_frac_high": total["clip_high"] / tokens,
+        "clip_frac_low": total["clip_low"] / tokens,
+        "clipped": {name: total[name] / (high if "high" in name else low) for name in OF_CLIPPED},
+        "kl": total["kl"] / tokens,
+        "ratio_clamped": int(total["ratio_clamped"]),
+    }
