@@ -25,6 +25,7 @@ CLIP_HIGHER: Line = (0.0, 0.28)  # the upper threshold of DAPO's clip-higher
 U: Line = (-0.25, 0.5)  # the paper's H(p), the dynamic upper threshold: rare tokens may grow further than likely ones
 M: Line = (-0.13, 0.3)  # M(p), the dynamic lower threshold: rare tokens may shrink further than likely ones
 
+REGIONS = ("E1", "E2", "E3", "E4")
 MAX_LOG_RATIO = 20.0  # e^20 lies far above every bound that is a line in p, and it is finite in float32 and bfloat16
 
 
@@ -44,9 +45,15 @@ def ratios(old_logp: torch.Tensor, logp: torch.Tensor, response_mask: torch.Tens
     return log_ratio, log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 
 
+def bound_in_p_old(p_old: torch.Tensor, line: Line, side: int) -> torch.Tensor:
+    """The bound of the ratio as a function of p_old, which is exact: with `side` 1 the upper one, because
+    r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old), and with −1 the lower one, (1 − β) / (1 + α p_old)."""
+    slope, intercept = line
+    return (1 + side * intercept) / (1 - side * slope * p_old)
+
+
 def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Tensor, torch.Tensor]:
-    """(low, high), the bounds of each token's ratio, without gradient. Seen from p_old they are (1 − β) / (1 + α p_old)
-    and (1 + β) / (1 − α p_old), because r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
+    """(low, high), the bounds of each token's ratio at its current p, without gradient."""
     p = torch.where(response_mask, logp.detach(), 0.0).exp()
     return 1 - threshold(p, lower), 1 + threshold(p, upper)
 
@@ -96,7 +103,7 @@ def entropy_change(logp, entropy, mean_f, advantages) -> torch.Tensor:
 
 
 def region_masks(logp, entropy, advantages, mean_f: torch.Tensor | None = None) -> torch.Tensor:
-    """The region of each token: bool [4, *tokens], rows E1, E2, E3, E4. A token with a tie or with Â = 0 is in none.
+    """The region of each token: bool [4, *tokens], rows REGIONS. A token with a tie or with Â = 0 is in none.
 
         E1  expected token,   Â > 0: entropy falls        E2  surprising token, Â > 0: entropy rises
         E3  expected token,   Â < 0: entropy rises        E4  surprising token, Â < 0: entropy falls
@@ -109,15 +116,3 @@ def region_masks(logp, entropy, advantages, mean_f: torch.Tensor | None = None) 
     expected, surprising = margin > 0, margin < 0
     positive, negative = advantages > 0, advantages < 0
     return torch.stack([expected & positive, surprising & positive, expected & negative, surprising & negative])
-
-
-def region_weights(masks: torch.Tensor, gain: float) -> torch.Tensor:
-    """Each token's weight in the objective, float32 [*tokens], from `region_masks` and a gain u in [−1, 1] (ours).
-
-    The weight is 1 + u in E2 and E3, 1 − u in E1 and E4, and 1 elsewhere. So u > 0 turns entropy up, u < 0 turns it
-    down, and u = 0 is plain GRPO to the bit. The weight multiplies a token's loss. As it is not negative, it leaves the
-    bounds alone: min(w r Â, clip(r) w Â) = w min(r Â, clip(r) Â). With the exact boundary Σ w · entropy_change never
-    falls as u grows, for any batch; with the rule it may, because of E1 and E3.
-    """
-    e1, e2, e3, e4 = masks.float()
-    return 1 + gain * (e2 + e3 - e1 - e4)

@@ -6,13 +6,13 @@
 
 One step k of T, which is `training_step` below:
 
-    1  take prompts, sample a group of G responses to each             rollout.py, sample.py
+    1  take prompts, sample a group of G responses to each             trainer/rollout.py, sample.py
     2  reward each response 0 or 1                                     rewards.py
     3  advantages: Â = (R − mean) / std within each group              `group_advantages`
-    4  ln π_old, entropy H and B of every response token               policy.py, logprobs.py
-    5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py, controllers.py
-    6  several optimizer steps on the clipped surrogate                `update`, clipping.py, objectives.py
-    7  hand the new weights to the sampler, log                        sample.py, metrics.py
+    4  ln π_old, entropy H and B of every response token               trainer/policy.py, logprobs.py
+    5  the schedule turns (k, H) into two clip thresholds ε(p)         schedules.py, methods/
+    6  several optimizer steps on the clipped surrogate                `update`, clipping.py
+    7  hand the new weights to the sampler, log                        sample.py, trainer/logger.py
 
 Compared with PPO there is no critic, and compared with GRPO no KL term. The loss is DAPO's mean over tokens, and the
 clip thresholds may move. On GPUs each token's loss is also weighted by min(π_old / π_sampler, 2), see
@@ -20,7 +20,7 @@ clip thresholds may move. On GPUs each token's loss is also weighted by min(π_o
 their plan over ranks and all rollout metrics are computed alike everywhere: given the same rollouts, an update does not
 depend on the number of ranks or on the size of a micro-batch. The samples do depend on the number of ranks.
 
-Shapes: [R] has one element per response, or row, of the batch, [N] one per response token, [n] one per response token
+Shapes: [R] has one element per response of the rollout batch, [N] one per response token, [n] one per response token
 of a micro-batch. B is explained in clipping.py. Where a docstring says "a collective", every rank has to call it.
 """
 
@@ -37,17 +37,19 @@ from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from clipping import Line, region_masks
-from logprobs import TokenStats, token_logp_and_entropy
-from objectives import NEEDS_ENTROPY, prepare_objective, token_loss
+from logprobs import token_logp_and_entropy
+from methods import Method, Tokens
 from rewards import RewardError
-from trainer.batching import FILLER, collate, plan_micro_batches
+from trainer.batching import micro_batches
 from trainer.config import Config, parse_config
 from trainer.distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
 from trainer.logger import Logger
-from trainer.metrics import SUMS, clip_metrics, clip_sums, region_metrics
-from trainer.policy import Policy, full_tensor, old_stats
+from trainer.metrics import UpdateSums, region_metrics
+from trainer.policy import full_tensor, old_stats
 from trainer.rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
 from trainer.run import Run, finish, not_finite, save_evidence, set_up, stop_early, trainer_state
+
+IS_CAP = 2.0  # the largest importance weight
 
 
 def training_step(run: Run, step: int) -> dict:
@@ -55,55 +57,48 @@ def training_step(run: Run, step: int) -> dict:
     cfg, policy, phases = run.cfg, run.policy, run.phases
 
     # 1, 2: prompts -> responses -> rewards. Each rank takes its share of the prompts, then every rank gets everything.
-    rollouts, rollout_report = collect(run, step)
+    rollouts, rollout_report, run.draws = collect(cfg, run.environment, run.sampler, phases, step, run.draws)
     run.sampler.sleep()
     with phases("save"):
         run.checkpointer.finish()  # it was written while this step sampled; it must be whole before the weights change
 
     # 3: advantages
     penalties = overlong_penalty(rollouts.lengths, cfg.max_response_tokens, cfg.overlong_buffer)  # [R]
-    advantages = rollouts.per_token(group_advantages(rollouts.rewards + penalties, cfg.group_size))  # [N]
+    advantages = group_advantages(rollouts.rewards + penalties, cfg.group_size)  # [R]
 
     # 4: ln π_old, H and B under the current weights
     with phases("old_stats"):
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
+    device = old.logp.device
+    columns = advantages, rollouts.in_loss, torch.arange(len(advantages))
+    advantages, in_loss, response = (rollouts.per_token(column).to(device) for column in columns)  # [N] each
+    sampler_logp = rollouts.sampler_logp.to(device)
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
-    if bad := not_finite(advantages=advantages, sampler_logp=rollouts.sampler_logp, **old._asdict()):
+    if bad := not_finite(advantages=advantages, sampler_logp=sampler_logp, **old._asdict()):
         raise FloatingPointError(f"not finite: {bad}")  # alike on every rank
-    mismatch = sampler_mismatch(old.logp, rollouts.sampler_logp, policy.compute_dtype if cfg.check_sync else None)
+    mismatch = sampler_mismatch(old.logp, sampler_logp, policy.compute_dtype if cfg.check_sync else None)
+    regions = region_masks(old.logp, old.entropy, advantages)  # [4, N]
 
-    # 5: the two thresholds of this step, and what the controller says, if the objective has one
+    # 5: the two thresholds of this step, and what the method makes of the tokens
     entropy = old.entropy.double().mean().item()  # nats per token
     upper, lower = run.schedule(step, entropy)
-    control = run.controller(step, entropy) if run.controller else cfg.entropy_coef  # for entropy-bonus
+    run.method.observe(step, entropy)
+    tokens = Tokens(old.logp, old.entropy, advantages, in_loss, response, regions)
+    batch = make_batch(cfg, run.method, tokens, sampler_logp, step)
 
     # 6: optimizer steps on the clipped surrogate
     for group in run.optimizer.param_groups:
         group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
-    batch = make_batch(cfg, rollouts, old, advantages, control, step)
     with phases("update"):
-        update_report = update(policy, run.optimizer, batch, cfg, step, upper=upper, lower=lower)
+        update_report = update(run, rollouts, batch, step, upper, lower)
 
     # 7: the new weights to the sampler
     with phases("sync"):
         run.sampler.sync(policy.full_tensors())
-    return {
-        "step": step,
-        "entropy": entropy,
-        **rollout_report,
-        **update_report,
-        "overlong_penalty": penalties.mean().item(),
-        "sampler_mismatch": mismatch,
-        "importance_weight": batch.importance.mean().item(),
-        "lr": run.optimizer.param_groups[0]["lr"],
-        "upper": upper,
-        "lower": lower,
-        "target": run.controller.target(step, run.controller.h_init) if run.controller else None,
-        "controller": control if run.controller else None,
-        "schedule_state": run.schedule.state_dict(),
-        **region_metrics(old, advantages),
-        "n_tokens": len(advantages),
-    }
+    line = {"step": step, "entropy": entropy, "upper": upper, "lower": lower, "sampler_mismatch": mismatch}
+    line |= {"lr": group["lr"], "n_tokens": len(advantages), "overlong_penalty": penalties.mean().item()}
+    line |= {"importance_weight": batch.importance.mean().item(), "schedule_state": run.schedule.state_dict()}
+    return line | rollout_report | update_report | run.method.report(step) | region_metrics(old, advantages, regions)
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -117,77 +112,64 @@ def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
 
 @dataclass
 class Batch:
-    """What `update` needs of a rollout batch. The tensors are [N], row after row."""
+    """What `update` needs of the tokens of a rollout batch, [N] each, on the policy's device."""
 
-    rollouts: Rollouts
     old_logp: torch.Tensor
     advantages: torch.Tensor
-    loss_mask: torch.Tensor  # bool, the tokens that the loss is averaged over
+    in_loss: torch.Tensor  # bool, the tokens that the loss is averaged over
     weights: torch.Tensor  # each multiplies a token's loss; a token of weight 0 is not trained, nor counted as clipped
-    coef: torch.Tensor  # see `objectives.prepare_objective`
+    marks: torch.Tensor  # see `methods.Method.marks`
     importance: torch.Tensor  # the importance weights, which are contained in `weights`
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
 
-    def take(self, here: torch.Tensor, device) -> list[torch.Tensor]:
-        """(old_logp, advantages, weights, coef, loss_mask, surprising) of the tokens whose numbers are in `here`."""
-        columns = (self.old_logp, self.advantages, self.weights, self.coef, self.loss_mask, self.surprising)
-        return [column[here].to(device) for column in columns]
+    def __getitem__(self, tokens: torch.Tensor) -> "Batch":
+        """Those of some tokens, by their numbers."""
+        return Batch(*(column[tokens] for column in vars(self).values()))
 
 
-def make_batch(cfg: Config, rollouts: Rollouts, old: TokenStats, advantages, control: float, step: int) -> Batch:
+def make_batch(cfg: Config, method: Method, tokens: Tokens, sampler_logp: torch.Tensor, step: int) -> Batch:
     """Everything about this step's tokens that does not change while the policy is updated."""
-    loss_mask = rollouts.per_token(rollouts.finished | (not cfg.mask_truncated))
-    generator = torch.Generator().manual_seed(seed_of(cfg.seed, step, "objective"))
-    weights, coef = prepare_objective(cfg.objective, old, advantages, loss_mask, control, generator)
-    importance = torch.ones_like(old.logp)
+    weights = method.weights(tokens, torch.Generator().manual_seed(seed_of(cfg.seed, step, "objective")))
+    importance = torch.ones_like(tokens.logp)
     if cfg.is_correction == "token":  # the sampler rounds in another way (bf16, other kernels)
-        importance = (old.logp - rollouts.sampler_logp).exp().clamp(max=cfg.is_cap)  # min(π_old / π_sampler, cap)
-    masks = region_masks(old.logp, old.entropy, advantages)  # [4, N]
-    if regions := cfg.trained_regions():
-        weights = weights * masks[regions].any(0)
-    surprising = masks[1] | masks[3]
-    return Batch(rollouts, old.logp, advantages, loss_mask, weights * importance, coef, importance, surprising)
+        importance = (tokens.logp - sampler_logp).exp().clamp(max=IS_CAP)  # min(π_old / π_sampler, cap)
+    if trained := cfg.trained_regions():
+        weights = weights * tokens.regions[trained].any(0)
+    surprising, marks = tokens.regions[1] | tokens.regions[3], method.marks(tokens)
+    return Batch(tokens.logp, tokens.advantages, tokens.in_loss, weights * importance, marks, importance, surprising)
 
 
-def update(policy: Policy, optimizer, batch: Batch, cfg: Config, step: int, *, upper: Line, lower: Line) -> dict:
+def update(run: Run, rollouts: Rollouts, batch: Batch, step: int, upper: Line, lower: Line) -> dict:
     """`cfg.epochs` passes over the batch in `cfg.mini_batches` optimizer steps each. The loss is a token mean: the sum
     over a mini-batch's tokens on all ranks, divided once by their number, those of weight 0 included. Returns clip
     fractions and the like, over all optimizer steps and ranks. A gradient that is not finite never reaches the weights:
     it raises FloatingPointError on every rank. A collective."""
-    rank, world_size, device, rollouts = dist.get_rank(), dist.get_world_size(), policy.lm.device, batch.rollouts
-    totals, grad_norms = torch.zeros(len(SUMS), dtype=torch.float64, device=device), []
-    places = torch.arange(len(batch.old_logp)).split(rollouts.lengths.tolist())  # of each row's tokens among the N
-    row_tokens, needs_entropy = rollouts.row_tokens, cfg.objective in NEEDS_ENTROPY
-
+    cfg, policy, method, world_size = run.cfg, run.policy, run.method, dist.get_world_size()
+    sums, norms, loss_tokens = UpdateSums(), [], rollouts.lengths * rollouts.in_loss  # [R]
     for epoch in range(cfg.epochs):
         shuffle = torch.Generator().manual_seed(seed_of(cfg.seed, step, "epoch", epoch))
-        for mini_batch in torch.randperm(len(rollouts.rewards), generator=shuffle).chunk(cfg.mini_batches):
-            rows = mini_batch.tolist()
-            n_tokens = max(1, int(batch.loss_mask[torch.cat([places[i] for i in rows])].sum()))  # of all ranks
-            for shares in plan_micro_batches([row_tokens[i] for i in rows], world_size, cfg.micro_batch_tokens):
-                mine = [rows[i] if i != FILLER else FILLER for i in shares[rank]]
-                inputs = collate(rollouts.prompts, rollouts.responses, mine).to(device)
-                here = torch.cat([places[i] for i in inputs.rows])  # [n], the tokens of this micro-batch
-                old_logp, advantages, weights, coef, counts, surprising = batch.take(here, device)
-                counts &= inputs.response_mask & (weights != 0)  # [n], as all of them
-
-                logp, entropy = policy(inputs, token_logp_and_entropy) if needs_entropy else (policy(inputs), None)
-                # for the objective grpo this is `clipping.clipped_surrogate`
-                loss, side = token_loss(cfg.objective, old_logp, logp, advantages, counts, upper, lower, coef, entropy)
-                loss = (loss * weights).sum() / n_tokens
+        for chosen in torch.randperm(len(loss_tokens), generator=shuffle).chunk(cfg.mini_batches):
+            n_tokens = max(1, int(loss_tokens[chosen].sum()))  # of all ranks
+            for inputs, tokens, is_real in micro_batches(rollouts, chosen, cfg.micro_batch_tokens, policy.lm.device):
+                this = batch[tokens]  # [n] each
+                trained = this.in_loss & is_real & (this.weights != 0)
+                logp, entropy = (
+                    policy(inputs, token_logp_and_entropy) if method.needs_entropy else (policy(inputs), None)
+                )
+                args = this.old_logp, logp, this.advantages, trained, upper, lower
+                loss, side = method.loss(*args, this.marks, entropy)  # for grpo it is `clipping.clipped_surrogate`
+                loss = (loss * this.weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
-                totals += clip_sums(old_logp, logp, counts, side, surprising)
+                sums += UpdateSums.of(this.old_logp, logp, trained, side, this.surprising)
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
             if not math.isfinite(norm):  # the same number on every rank
-                bad = gather([f"rank {rank}: {not_finite(logp=logp, loss=loss) or 'nothing'}"])
+                bad = gather([f"rank {dist.get_rank()}: {not_finite(logp=logp, loss=loss) or 'nothing'}"])
                 raise FloatingPointError(f"gradient norm {norm}; not finite in the last micro-batch: {'; '.join(bad)}")
-            grad_norms.append(norm)
-            optimizer.step()
-            optimizer.zero_grad()
-
-    dist.all_reduce(totals)  # sums and counts together, divided once
-    return {**clip_metrics(totals), "grad_norm": sum(grad_norms) / len(grad_norms)}
+            norms.append(norm)
+            run.optimizer.step()
+            run.optimizer.zero_grad()
+    return {**sums.reduce().metrics(), "grad_norm": sum(norms) / len(norms)}
 
 
 def train(cfg: Config, device: torch.device, phases: Phases) -> None:

@@ -53,13 +53,13 @@ class OD(Schedule):
         H_k ≤ τ_low: raise        H_k > τ_high(k): lower        otherwise: what step k − 1 did, or at k = 0 lower
         raise: U above, ε below        lower: ε above, M below
 
-    At k = T the two levels meet. H_init is the first step's entropy unless it is given. The paper states the ratio 0.2,
-    but its plot turns up earlier. So H_init and the ratio are options.
+    At k = T the two levels meet. H_init is the first step's entropy. The paper states the ratio 0.2, but its plot turns
+    up earlier. So the ratio is an option.
     """
 
-    def __init__(self, total_steps: int, h_init: float | None = None, ratio: float = 0.2):
-        self.total_steps, self.h_init, self.ratio = total_steps, h_init, ratio
-        self.raising = False
+    def __init__(self, total_steps: int, ratio: float):
+        self.total_steps, self.ratio = total_steps, ratio
+        self.h_init, self.raising = None, False
 
     def __call__(self, step: int, entropy: float) -> tuple[Line, Line]:
         if not math.isfinite(entropy):
@@ -97,13 +97,11 @@ TWO_PHASE = {  # ((above, below) at the start, (above, below) at the end) of the
 SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
 
-def make_schedule(
-    name: str, total_steps: int, phase_share: float = 0.5, od_h_init: float | None = None, od_ratio: float = 0.2
-) -> Schedule:
+def make_schedule(name: str, total_steps: int, phase_share: float = 0.5, od_ratio: float = 0.2) -> Schedule:
     """The schedule called `name`, for a run of `total_steps` (the paper's T) rollout batches.
 
-    `phase_share` is φ, the first phase's share of T in id, id-up and did. `od_h_init` (nats; None: the first step's
-    entropy) and `od_ratio` (τ_low / H_init) are od's. Raises ValueError, which names what is out of range.
+    `phase_share` is φ, the first phase's share of T in id, id-up and did. `od_ratio` is od's τ_low / H_init. Raises
+    ValueError, which names what is out of range.
     """
     if name not in SCHEDULES:
         raise ValueError(f"unknown schedule {name!r}: choose one of {', '.join(SCHEDULES)}")
@@ -112,9 +110,7 @@ def make_schedule(
     for option, share in (("phase_share", phase_share), ("od_ratio", od_ratio)):
         if not 0 < share < 1:
             raise ValueError(f"{option} must lie strictly between 0 and 1, got {share}")
-    if od_h_init is not None and not 0 < od_h_init < math.inf:
-        raise ValueError(f"od_h_init must be a positive entropy in nats, got {od_h_init}")
     if name == "od":
-        return OD(total_steps, od_h_init, od_ratio)
+        return OD(total_steps, od_ratio)
     phases = TWO_PHASE[name] if name in TWO_PHASE else ((FIXED[name], FIXED[name]),) * 2
     return Schedule(phases, total_steps, phase_share)

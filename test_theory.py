@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from clipping import (
     M,
     U,
+    bound_in_p_old,
     clipped_surrogate,
     entropy_change,
     region_masks,
-    region_weights,
     threshold,
     token_term,
 )
 from logprobs import token_stats
-from study.figures import lower_bound, upper_bound
+from methods.track import region_weights
 
 E1, E2, E3, E4 = range(4)
 
@@ -245,7 +245,7 @@ def test_a_bound_that_is_not_detached_would_push_clipped_tokens():
 def test_the_upper_bound_in_p_old(line):
     """r ≤ 1 + (α p_θ + β) with p_θ = r p_old  ⇔  r ≤ (1 + β) / (1 − α p_old)."""
     p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
-    bound = upper_bound(p_old, line)
+    bound = bound_in_p_old(p_old, line, 1)
     torch.testing.assert_close(
         bound, 1 + threshold(bound * p_old, line), atol=1e-12, rtol=0
     )  # the bound is the fixed point
@@ -256,15 +256,15 @@ def test_the_upper_bound_in_p_old(line):
 def test_the_lower_bound_in_p_old(line):
     """r ≥ 1 − (α p_θ + β) with p_θ = r p_old  ⇔  r ≥ (1 − β) / (1 + α p_old)."""
     p_old, ratio = torch.rand(20_000), torch.rand(20_000) * 3
-    bound = lower_bound(p_old, line)
+    bound = bound_in_p_old(p_old, line, -1)
     torch.testing.assert_close(bound, 1 - threshold(bound * p_old, line), atol=1e-12, rtol=0)
     assert ((ratio >= 1 - threshold(ratio * p_old, line)) == (ratio >= bound)).all()
 
 
 def test_the_dynamic_upper_bound_cannot_bind_for_likely_tokens():
     """r ≤ 1/p_old always, and U's bound 1.5 / (1 + 0.25 p_old) is above that from p_old = 0.8 on."""
-    assert (upper_bound(torch.linspace(0.801, 1, 50), U) > 1 / torch.linspace(0.801, 1, 50)).all()
-    assert upper_bound(torch.tensor(0.799), U) < 1 / 0.799
+    assert (bound_in_p_old(torch.linspace(0.801, 1, 50), U, 1) > 1 / torch.linspace(0.801, 1, 50)).all()
+    assert bound_in_p_old(torch.tensor(0.799), U, 1) < 1 / 0.799
 
 
 # --------------------------------------------------------------------------- 5  training on one region's tokens only

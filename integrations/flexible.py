@@ -6,14 +6,14 @@
         (upper, lower), weights, report = control.decide(step, old_logp, entropy, advantages, mask)
         ...                                                 # optimizer steps on weights · the loss of clipped_surrogate
 
-This file needs torch, and of this repository clipping.py, schedules.py and controllers.py.
+This file needs torch, and of this repository clipping.py, schedules.py and methods/.
 """
 
 import torch
 import torch.distributed as dist
 
-from clipping import Line, region_masks, region_weights
-from controllers import Target, Track
+from clipping import Line, region_masks
+from methods import Tokens, make_method
 from schedules import make_schedule
 
 
@@ -36,15 +36,15 @@ def rollout_batches(optimizer_steps: int, per_batch: int) -> int:
 
 
 class EntropyControl:
-    """The schedule of the clip thresholds and, if there is a target, the controller `Track` that weights the regions.
+    """The schedule of the clip thresholds and, if there is a target, the method `track` that weights the regions.
 
     `schedule` is a name in schedules.SCHEDULES, `total_steps` the paper's T in rollout batches. `target` is an
-    entropy curve for Track as `controllers.Target` reads it, for instance "id"; without it every weight is 1.
+    entropy curve as `methods.Target` reads it, for instance "up-down"; without it every weight is 1.
     `options` are those of `make_schedule`. Raises ValueError for whatever these refuse."""
 
     def __init__(self, schedule: str, total_steps: int, target: str | None = None, **options):
         self.schedule = make_schedule(schedule, total_steps, **options)
-        self.controller = None if target is None else Track(Target(target, total_steps))
+        self.method = make_method("track", target, total_steps) if target else make_method("grpo")
         self.total_steps = total_steps
         self.identity = {"schedule": schedule, "total_steps": total_steps, "target": target} | options
 
@@ -78,16 +78,17 @@ class EntropyControl:
         upper, lower = self.schedule(step, mean)
         report = {"entropy": mean, "upper_slope": upper[0], "upper_intercept": upper[1]}
         report |= {"lower_slope": lower[0], "lower_intercept": lower[1]}
-        gain = 0.0
-        if self.controller:
-            gain = self.controller(step, mean)
-            report |= {"gain": gain, "target": self.controller.target(step, self.controller.h_init)}
-        return (upper, lower), region_weights(region_masks(old_logp, entropy, advantages), gain), report
+        self.method.observe(step, mean)
+        if (found := self.method.report(step))["target"] is not None:
+            report |= {"gain": found["controller"], "target": found["target"]}
+        regions = region_masks(old_logp, entropy, advantages)
+        tokens = Tokens(old_logp, entropy, advantages, mask, response=None, regions=regions)
+        return (upper, lower), self.method.weights(tokens, generator=None), report
 
     def state_dict(self) -> dict:
         """Small and JSON-able, the same on every rank."""
-        controller = self.controller.state_dict() if self.controller else {}
-        return {"identity": self.identity, "schedule": self.schedule.state_dict(), "controller": controller}
+        states = {"schedule": self.schedule.state_dict(), "method": self.method.state_dict()}
+        return {"identity": self.identity} | states
 
     def load_state_dict(self, state: dict) -> None:
         """Raises ValueError if the state is that of another schedule, another T or another target."""
@@ -96,5 +97,4 @@ class EntropyControl:
                 f"the checkpoint is that of a run with {state['identity']}, and this run has {self.identity}"
             )
         self.schedule.load_state_dict(state["schedule"])
-        if self.controller:
-            self.controller.load_state_dict(state["controller"])
+        self.method.load_state_dict(state["method"])

@@ -27,7 +27,7 @@ def reward(completions, answer, **kwargs):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--schedule", default="id", help="a name in schedules.SCHEDULES")
-    parser.add_argument("--target", help="an entropy curve for track, as in controllers.Target; then --schedule static")
+    parser.add_argument("--target", help="an entropy curve for track, as in methods.Target; then --schedule static")
     parser.add_argument("--steps", type=int, default=100, help="T, the number of rollout batches")
     parser.add_argument("--output", default="runs/trl", help="directory of the run")
     args = parser.parse_args()

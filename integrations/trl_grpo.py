@@ -21,10 +21,10 @@ STATE = "flexible_entropy_control.json"  # in each checkpoint
 
 
 class FlexibleGRPOTrainer(GRPOTrainer):
-    """GRPOTrainer with `schedule`, a name in schedules.SCHEDULES. `target`, for instance "id", is an entropy curve:
-    with it the regions are weighted to hold the entropy on that curve (controllers.Track). `schedule_options` are
-    those of schedules.make_schedule. Logs flexible/* every step. Raises ValueError for settings in which no schedule
-    can work."""
+    """GRPOTrainer with `schedule`, a name in schedules.SCHEDULES. `target`, for instance "up-down", is an entropy
+    curve: with it the regions are weighted to hold the entropy on that curve (methods/track.py). `schedule_options`
+    are those of schedules.make_schedule. Logs flexible/* every step. Raises ValueError for settings in which no
+    schedule can work."""
 
     def __init__(self, *args, schedule="static", target=None, schedule_options=None, **kwargs):
         super().__init__(*args, **kwargs)

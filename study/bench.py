@@ -31,19 +31,20 @@ from torch.distributed.device_mesh import init_device_mesh
 from tqdm import tqdm
 from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
-from clipping import EPS, M, U
+from clipping import EPS, M, U, region_masks
 from grpo import group_advantages, make_batch, update
 from logprobs import token_logp, token_stats
+from methods import Tokens
 from sample import Sampling, make_sampler
 from tasks import tiny
-from trainer.batching import collate, plan_micro_batches
+from trainer.batching import micro_batches, plan_micro_batches
 from trainer.config import parse_config
 from trainer.data import encode_problems, encode_prompt
 from trainer.distributed import Phases, end_distributed, init_distributed
 from trainer.logger import read_lines
 from trainer.metrics import region_metrics
 from trainer.policy import build_policy, old_stats
-from trainer.rollout import collect
+from trainer.rollout import Environment, collect
 
 SCRATCH = Path("runs/bench")
 
@@ -91,23 +92,28 @@ def bench_update(args: argparse.Namespace) -> None:
     )
     sampler = make_sampler("transformers", model, device=device, dtype=torch.float32, max_len=80, seed=0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
-    parts = dict(cfg=cfg, sampler=sampler, reward=tiny.score, tokenizer=tokenizer, problems=problems)
-    parts["phases"] = Phases(cfg.timeout_minutes)
-    rollouts, _ = collect(SimpleNamespace(**parts, draws=0), 0)
-    advantages = rollouts.per_token(group_advantages(rollouts.rewards, cfg.group_size))
+    environment, phases = Environment(problems, tiny.score, tokenizer), Phases(cfg.timeout_minutes)
+    rollouts, *_ = collect(cfg, environment, sampler, phases, 0, 0)
+    columns = group_advantages(rollouts.rewards, cfg.group_size), rollouts.in_loss, torch.arange(len(rollouts.rewards))
+    advantages, in_loss, response = map(rollouts.per_token, columns)
     old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
-    batch = make_batch(cfg, rollouts, old, advantages, 0.0, 0)
+    regions = region_masks(old.logp, old.entropy, advantages)
+    tokens = Tokens(old.logp, old.entropy, advantages, in_loss, response, regions)
+    run = SimpleNamespace(cfg=cfg, policy=policy, optimizer=optimizer, method=cfg.make_method())
+    batch = make_batch(cfg, run.method, tokens, rollouts.sampler_logp, 0)
 
     def updated(upper, lower):
-        update(policy, optimizer, batch, cfg, 0, upper=upper, lower=lower)
+        update(run, rollouts, batch, 0, upper, lower)
 
     @torch.no_grad()
     def logp_only():
-        for micro_batch in plan_micro_batches(rollouts.row_tokens, 1, cfg.micro_batch_tokens):
-            policy(collate(rollouts.prompts, rollouts.responses, micro_batch[0]).to(device))
+        everything = torch.arange(len(rollouts.rewards))
+        for inputs, *_ in micro_batches(rollouts, everything, cfg.micro_batch_tokens, device):
+            policy(inputs)
 
     def diagnosed():
-        region_metrics(old_stats(policy, rollouts, cfg.micro_batch_tokens), advantages)
+        old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
+        region_metrics(old, advantages, region_masks(old.logp, old.entropy, advantages))
 
     seconds = side_by_side(
         {
@@ -115,7 +121,7 @@ def bench_update(args: argparse.Namespace) -> None:
             "id": lambda: updated(U, M),
             "log-probabilities": logp_only,
             "with diagnostics": diagnosed,
-            "rollout": lambda: collect(SimpleNamespace(**parts, draws=0), 0),
+            "rollout": lambda: collect(cfg, environment, sampler, phases, 0, 0),
         },
         args.repeats,
     )

@@ -16,10 +16,12 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from clipping import CLIP_HIGHER, EPS, Line, M, U, threshold, token_term
-from controllers import CONTROLLERS
+from clipping import CLIP_HIGHER, EPS, M, U, bound_in_p_old, threshold, token_term
 from logprobs import token_stats
-from objectives import LOSSES, dcpo_bounds, dppo_bounds
+from methods import METHODS as OBJECTIVES
+from methods import ON_TARGET
+from methods.dcpo import DCPO
+from methods.dppo import DPPOTV
 from schedules import SCHEDULES
 from trainer.logger import read_lines
 
@@ -41,7 +43,11 @@ SCATTER = {  # what bench.png shows: entropy held, share of correct responses
     "linear-slow": ((0, 1.7), (0.6, 0.9)),
     "tiny": ((0, 2.7), (0.2, 0.65)),
 }
-METHODS = [*SCHEDULES, *CONTROLLERS, *LOSSES]  # in the order of the tables
+METHODS = [
+    *SCHEDULES,
+    *ON_TARGET,
+    *(name for name in OBJECTIVES if name not in ON_TARGET),
+]  # in the order of the tables
 BENCHES = {  # the experiments that have every method, and what they are called
     "linear": "linear policy, high learning rate",
     "linear-slow": "linear policy, a third of it",
@@ -145,18 +151,6 @@ def save(figure, path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------- the figures
 
 
-def upper_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The largest ratio that is not clipped, from p_old: r ≤ 1 + ε(r p_old) ⇔ r ≤ (1 + β) / (1 − α p_old)."""
-    slope, intercept = line
-    return (1 + intercept) / (1 - slope * p_old)
-
-
-def lower_bound(p_old: torch.Tensor, line: Line) -> torch.Tensor:
-    """The smallest ratio that is not clipped, from p_old: r ≥ 1 − ε(r p_old) ⇔ r ≥ (1 − β) / (1 + α p_old)."""
-    slope, intercept = line
-    return (1 - intercept) / (1 + slope * p_old)
-
-
 def draw_method(out: Path) -> None:
     """The thresholds against p, and what they mean as bounds of the ratio against p_old."""
     p = torch.linspace(0.001, 1, 1000)
@@ -170,15 +164,15 @@ def draw_method(out: Path) -> None:
     for name, (line, color) in lines.items():
         thresholds.plot(p, threshold(p, line), color=color, label=name, linewidth=2)
     for name in ("U", "ε = 0.2", "clip-higher, 0.28"):
-        ours.plot(p, upper_bound(p, lines[name][0]), color=lines[name][1], linewidth=2)
+        ours.plot(p, bound_in_p_old(p, lines[name][0], 1), color=lines[name][1], linewidth=2)
     for name in ("M", "ε = 0.2"):
-        ours.plot(p, lower_bound(p, lines[name][0]), color=lines[name][1], linewidth=2)
-    dcpo, dppo = dcpo_bounds(p), dppo_bounds(p)
+        ours.plot(p, bound_in_p_old(p, lines[name][0], -1), color=lines[name][1], linewidth=2)
+    dcpo, dppo = DCPO().bounds(p), DPPOTV().bounds(p)
     for bounds, color, name in ((dcpo, "#009E73", "DCPO"), (dppo, "#E69F00", "DPPO-TV")):
         others.plot(p, bounds[1], color=color, label=name, linewidth=2)
         others.plot(p, bounds[0].clamp(min=0), color=color, linewidth=2)
-    others.plot(p, upper_bound(p, U), color="#D55E00", label="U", linewidth=2)
-    others.plot(p, lower_bound(p, M), color="#0072B2", label="M", linewidth=2)
+    others.plot(p, bound_in_p_old(p, U, 1), color="#D55E00", label="U", linewidth=2)
+    others.plot(p, bound_in_p_old(p, M, -1), color="#0072B2", label="M", linewidth=2)
     for axis in (ours, others):
         axis.plot(p, 1 / p, color="black", linestyle=":", label="1 / p_old: no ratio is larger")
         axis.axhline(1, color="black", linewidth=0.6)
@@ -281,7 +275,7 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
     figure, (axes,) = grid(1, len(names))
     for axis, name in zip(axes, names):
         runs = studies[name]
-        panel(axis, runs, ["static", *CONTROLLERS], "entropy", f"{BENCHES[name]}: entropy", ylim=(0, None))
+        panel(axis, runs, ["static", *ON_TARGET], "entropy", f"{BENCHES[name]}: entropy", ylim=(0, None))
         if tracked := runs.get("track"):
             target = np.mean([line["curves"]["target"] for line in tracked], axis=0)
             axis.plot(tracked[0]["curves"]["step"], target, color="black", linestyle="--", label="target")
@@ -298,7 +292,7 @@ def draw_bench(studies: dict[str, Runs], out: Path) -> None:
         points = {}
         for label, lines in studies[name].items():
             x, y = [held(line) for line in lines], [line["final"]["correct"] for line in lines]
-            kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in CONTROLLERS else "#009E73"
+            kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in ON_TARGET else "#009E73"
             axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
             points[label] = np.mean(x), np.mean(y)
         axis.axvline(1, color="black", linewidth=0.6, linestyle=":")

@@ -65,7 +65,7 @@ def make_batch(rows: int, length: int, vocabulary: int, device: torch.device, se
         torch.randint(vocabulary, (length - i * 7 % max(2, length // 8),), generator=generator) for i in range(rows)
     ]
     prompt = max(1, length // 4)
-    return collate([t[:prompt] for t in texts], [t[prompt:] for t in texts], list(range(rows))).to(device)
+    return collate([t[:prompt] for t in texts], [t[prompt:] for t in texts]).to(device)
 
 
 def check_kernels(device: torch.device) -> dict:

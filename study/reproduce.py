@@ -26,11 +26,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from controllers import CONTROLLERS, TARGETS, Target
-from objectives import LOSSES
+from clipping import REGIONS
+from methods import METHODS as OBJECTIVES
+from methods import ON_TARGET
 from schedules import SCHEDULES
 from study import figures, softmax
-from trainer.config import REGIONS
 from trainer.logger import read_lines
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,8 +61,8 @@ WORDS = (
 
 # {label: flags} of every method; those that take a target are all given the same one
 METHODS = {name: f"--schedule {name}" for name in SCHEDULES}
-METHODS |= {name: f"--objective {name} --target id" for name in CONTROLLERS}
-METHODS |= {name: f"--objective {name}" for name in LOSSES if name not in CONTROLLERS and name != "grpo"}
+METHODS |= {name: f"--objective {name} --target up-down" for name in ON_TARGET}
+METHODS |= {name: f"--objective {name}" for name in OBJECTIVES if name not in (*ON_TARGET, "grpo")}
 
 EXPERIMENTS = {  # {experiment: {label: command}}
     # every method on the linear policy: at a learning rate where static GRPO collapses, and at a third of it
@@ -79,7 +79,7 @@ EXPERIMENTS = {  # {experiment: {label: command}}
         "static": f"{WORDS} --schedule static",
         "id": f"{WORDS} --schedule id",
         "od": f"{WORDS} --schedule od --od-ratio 0.2",
-        "track id": f"{WORDS} --schedule static --objective track --target id",
+        "track id": f"{WORDS} --schedule static --objective track --target up-down",
     },
 }
 ONE_SEED = ("words",)  # made only if asked for
@@ -105,7 +105,6 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
         for line in lines
     ]
     measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
-    error = {t: (entropy - [Target(t, n)(k, entropy[0]) for k in range(n)]) / entropy[0] for t in TARGETS}
     pairs = np.array([predicted[: len(measured)], measured])
     for line, change in zip(lines, predicted):
         line["predicted"] = change
@@ -119,10 +118,6 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
         "steps": n,
         "h_init": entropy[0],
         "entropy_mean": float(entropy.mean()),
-        "tracking": {t: float(np.abs(e).mean()) for t, e in error.items()},
-        "tracking_10": {
-            t: float(np.abs(np.convolve(e, np.full(10, 0.1), "valid")).mean()) for t, e in error.items()
-        },  # of means of 10 steps
         "final": {
             key: float(np.mean([line[key] for line in last]))
             for key in ("entropy", "correct", "pass@8", "pass@32")

@@ -4,7 +4,7 @@ core.
     python -m study.softmax --target 0:1,0.5:1.4,1:0.5                           # entropy on this curve: one picture
     python -m study.softmax --policy tabular --schedule id                       # the rewards are coin flips
     python -m study.softmax --policy linear --schedule id                        # real rewards, which are noisily paid
-    python -m study.softmax --policy linear --objective track --target did       # entropy on a given curve
+    python -m study.softmax --policy linear --objective track --target waves      # entropy on a given curve
     python -m trainer.plots runs/linear-id-seed0 runs/linear-static-seed0
 
 A `--target` alone, without an objective, is the shortest try. It takes half a minute: the linear policy with its
@@ -37,14 +37,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from clipping import region_masks
-from controllers import CONTROLLERS, TARGETS, Target, Track
+from clipping import REGIONS, region_masks
 from grpo import group_advantages
 from logprobs import token_stats
-from objectives import LOSSES, NEEDS_ENTROPY, prepare_objective, token_loss
+from methods import METHODS, ON_TARGET, TARGETS, Tokens, make_method
 from schedules import SCHEDULES, make_schedule
-from trainer.config import REGIONS
-from trainer.metrics import clip_metrics, clip_sums, region_metrics
+from trainer.metrics import UpdateSums, region_metrics
 from trainer.plots import entropy_table
 
 matplotlib.use("Agg")  # no display on a training node
@@ -64,13 +62,11 @@ class Settings:
     od_ratio: float = opt(0.2, "od turns entropy up at this multiple of its first value")
     target: str = opt(
         "",
-        f"of {', '.join(CONTROLLERS)}: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy; "
+        f"of {', '.join(ON_TARGET)}: {', '.join(TARGETS)}, or knots fraction:multiple of the first entropy; "
         "with no objective: track and static are run, and drawn together",
     )
-    track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
-    track_ki: float = opt(0.2, "track: the same for the error summed over steps")
-    objective: str = opt("grpo", "what is optimised, see objectives.py", choices=LOSSES)
-    entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
+    objective: str = opt("grpo", "what is optimised: a method of methods/", choices=list(METHODS))
+    entropy_bonus: float = opt(0.001, "entropy-bonus: c of J + c · mean H")
     train_regions: str = opt("E1,E2,E3,E4", "train the tokens of these regions only")
     states: int = opt(64, "different prompts")
     positions: int = opt(2, "tokens in a response")
@@ -93,17 +89,13 @@ class Settings:
             raise ValueError(f"--train-regions: unknown region {', '.join(unknown)}: give some of {','.join(REGIONS)}")
         if self.prompts > self.states or self.checked > self.positions:
             raise ValueError("--prompts must not exceed --states, nor --checked --positions")
-        self.make_schedule(), self.make_controller()
+        self.make_schedule(), self.make_method()
 
     def make_schedule(self):
-        return make_schedule(self.schedule, self.total_steps, self.phase_share, None, self.od_ratio)
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_ratio)
 
-    def make_controller(self):
-        """The controller of the objective, or None where it has none."""
-        target = Target(self.target or "flat", self.total_steps)
-        if self.objective == "track":
-            return Track(target, self.track_kp, self.track_ki)
-        return CONTROLLERS[self.objective](target) if self.objective in CONTROLLERS else None
+    def make_method(self):
+        return make_method(self.objective, self.target or "level", self.total_steps, self.entropy_bonus)
 
 
 PRESETS = {
@@ -164,7 +156,7 @@ def run(cfg: Settings):
     torch.manual_seed(cfg.seed)
     policy = SoftmaxPolicy(cfg)
     optimizer = torch.optim.Adam(policy.parameters(), lr=cfg.lr)
-    schedule, controller = cfg.make_schedule(), cfg.make_controller()
+    schedule, method = cfg.make_schedule(), cfg.make_method()
     trained = [REGIONS.index(name) for name in cfg.train_regions.split(",")]
     state_entropy, p_correct = exact(policy, cfg)
     for step in range(cfg.total_steps):
@@ -185,24 +177,25 @@ def run(cfg: Settings):
 
         entropy = old.entropy.double().mean().item()  # of this batch, as in the trainer
         upper, lower = schedule(step, entropy)
-        control = controller(step, entropy) if controller else cfg.entropy_coef
+        method.observe(step, entropy)
         everything = torch.ones_like(regions[0])
-        generator = torch.default_generator
-        weights, coef = prepare_objective(cfg.objective, old, advantages, everything, control, generator)
+        response = torch.arange(cfg.prompts * cfg.group_size).repeat_interleave(cfg.positions)  # [N]
+        batch = Tokens(old.logp, old.entropy, advantages, everything, response, regions)
+        weights, marks = method.weights(batch, torch.default_generator), method.marks(batch)
         mask = everything if cfg.train_regions == Settings.train_regions else regions[trained].any(0)
-        totals = 0
+        sums = UpdateSums()
         for _ in range(cfg.updates):
             log_p = policy(contexts).log_softmax(-1)  # [P, L, V]
             logp = log_p.gather(-1, tokens.mT).mT.flatten()  # [N]
             entropy_now = None
-            if cfg.objective in NEEDS_ENTROPY:
+            if method.needs_entropy:
                 entropy_now = -(log_p.exp() * log_p).sum(-1)[:, None].expand(tokens.shape).flatten()
-            counts = mask & (weights != 0)
-            loss, side = token_loss(cfg.objective, old.logp, logp, advantages, counts, upper, lower, coef, entropy_now)
+            trained_now = mask & (weights != 0)
+            loss, side = method.loss(old.logp, logp, advantages, trained_now, upper, lower, marks, entropy_now)
             optimizer.zero_grad()
             ((loss * weights).sum() / tokens.numel()).backward()
             optimizer.step()
-            totals = totals + clip_sums(old.logp, logp, counts, side, regions[1] | regions[3])
+            sums += UpdateSums.of(old.logp, logp, trained_now, side, regions[1] | regions[3])
 
         state_entropy, p_correct = exact(policy, cfg)
         yield {
@@ -212,13 +205,12 @@ def run(cfg: Settings):
             "reward": rewards.mean().item(),
             "correct": p_before.mean().item(),
             **{f"pass@{k}": (1 - (1 - p_before) ** k).mean().item() for k in (8, 32)},
-            **clip_metrics(totals),
+            **sums.metrics(),
             "upper": upper,
             "lower": lower,
             "schedule_state": schedule.state_dict(),
-            "target": controller.target(step, controller.h_init) if controller else None,
-            "controller": control if controller else None,
-            **region_metrics(old, advantages),
+            **method.report(step),
+            **region_metrics(old, advantages, regions),
             "entropy_change": (state_entropy - before)[states].double().mean().item(),
         }
 

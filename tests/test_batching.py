@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.batching import FILLER, OVERHEAD_TOKENS, collate, plan_micro_batches
+from trainer.batching import FILLER, OVERHEAD_TOKENS, collate, micro_batches, plan_micro_batches
+from trainer.rollout import Rollouts
 
 
 @settings(deadline=None)  # a busy machine is not a failure
@@ -47,25 +48,53 @@ def test_no_other_cut_of_the_sorted_rows_is_cheaper(lengths, max_tokens):
 
 
 def test_a_row_over_the_budget_is_refused():
-    with pytest.raises(ValueError, match="row of 101 tokens"):
+    with pytest.raises(ValueError, match="prompt and response of 101 tokens"):
         plan_micro_batches([5, 101], 1, 100)
 
 
 def test_collate_points_at_the_positions_before_the_response_tokens():
     prompts = [torch.tensor([1, 2]), torch.tensor([3])]
     responses = [torch.tensor([4, 5]), torch.tensor([6])]
-    batch = collate(prompts, responses, [0, 1])
+    batch = collate(prompts, responses)
     assert batch.input_ids.tolist() == [[1, 2, 4, 5], [3, 6, 0, 0]]
     assert batch.predicts.int().tolist() == [[0, 1, 1, 0], [1, 0, 0, 0]]
     assert batch.tokens.tolist() == [4, 5, 6]
-    assert batch.response_mask.tolist() == [True, True, True]
     # what a position predicts is the token after it
     predicted = batch.input_ids.roll(-1, dims=1)[batch.predicts]
     assert predicted.tolist() == batch.tokens.tolist()
 
 
-def test_a_filler_is_a_masked_copy_of_the_shortest_row():
-    batch = collate([torch.tensor([1, 2]), torch.tensor([3])], [torch.tensor([4, 5]), torch.tensor([6])], [0, FILLER])
-    assert batch.rows == [0, 1]
-    assert batch.tokens.tolist() == [4, 5, 6]
-    assert batch.response_mask.tolist() == [True, True, False]
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=12), ranks=st.integers(1, 4)
+)
+def test_every_token_of_the_chosen_responses_is_real_on_one_rank_once(lengths, ranks):
+    """Over all ranks, each with its own number among the N; and a FILLER is a copy of the shortest."""
+    vocabulary = itertools.count(1)
+    prompts, responses = (
+        [torch.tensor([next(vocabulary) for _ in range(pair[k])], dtype=torch.int32) for pair in lengths]
+        for k in (0, 1)
+    )
+    everything, none = torch.cat(responses), torch.zeros(0)
+    rollouts = Rollouts(prompts, responses, none, none, none)
+    chosen = torch.arange(0, len(lengths), 2)
+    seen, shapes = [], []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.distributed.get_world_size", lambda: ranks)
+        for rank in range(ranks):
+            patch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+            mine = list(micro_batches(rollouts, chosen, 40, torch.device("cpu")))
+            shapes.append([len(inputs.input_ids) for inputs, *_ in mine])
+            for inputs, tokens, is_real in mine:
+                assert torch.equal(everything[tokens], inputs.tokens.int())  # the numbers are those of the tokens
+                seen += tokens[is_real].tolist()
+                shortest = min(range(len(lengths)), key=lambda i: sum(lengths[i]))
+                assert set(inputs.tokens[~is_real].tolist()) <= set(responses[shortest].tolist())
+    wanted = [
+        number
+        for i, part in enumerate(torch.arange(len(everything)).split([len(r) for r in responses]))
+        if i % 2 == 0
+        for number in part.tolist()
+    ]
+    assert sorted(seen) == wanted
+    assert len({tuple(shape) for shape in shapes}) == 1  # every rank calls every collective equally often

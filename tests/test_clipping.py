@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipping import clipped_surrogate, region_masks, region_weights
+from clipping import clipped_surrogate, region_masks
 from logprobs import token_logp, token_logp_and_entropy, token_stats
-from trainer.metrics import SUMS, clip_sums
+from methods.track import region_weights
+from trainer.metrics import UpdateSums
 
 STATIC = (0.0, 0.2)
 
@@ -31,7 +32,7 @@ def test_static_is_ppos_clip_to_the_bit():
 def sums(old_logp, logp, mask, side, surprising=None) -> dict[str, float]:
     """What the trainer adds up, by name."""
     surprising = torch.zeros_like(mask) if surprising is None else surprising
-    return dict(zip(SUMS, clip_sums(old_logp, logp, mask, side, surprising).tolist()))
+    return {name: value.item() for name, value in vars(UpdateSums.of(old_logp, logp, mask, side, surprising)).items()}
 
 
 def test_clipping_knows_the_advantages_sign():

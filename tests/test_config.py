@@ -81,12 +81,10 @@ def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
         (["--seed", "-1"], "--seed must be at least 0 and at most"),
         (["--output", f"{__file__}/run"], "test_config.py can't be written"),
         (["--output", "."], "--output . exists"),
-        (["--track-kp", "2", "--schedule", "id"], "--track-kp 2.0 has no effect with --schedule id"),
         (["--phase-share", "0.4", "--schedule", "od"], "--phase-share 0.4 has no effect"),
-        (["--target", "id"], "--target id has no effect"),
-        (["--entropy-coef", "0.1"], "--entropy-coef 0.1 has no effect"),
+        (["--target", "up-down"], "--target up-down has no effect"),
+        (["--entropy-bonus", "0.1"], "--entropy-bonus 0.1 has no effect"),
         (["--vllm-tp", "2", "--sampler", "transformers"], "--vllm-tp 2 has no effect"),
-        (["--is-cap", "3", "--is-correction", "none"], "--is-cap 3.0 has no effect"),
     ],
 )
 def test_a_bad_flag_is_one_line_that_names_it(flags, message, capsys):

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -128,10 +129,11 @@ def updates_on_these_ranks(directory: Path) -> None:
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             ones, weights = torch.ones(len(rollouts.sampler_logp)), torch.cat(loss_weights(tied))
             per_token = rollouts.per_token(advantages)
-            batch = Batch(rollouts, torch.cat(old_logp), per_token, ones.bool(), weights, 0 * ones, ones, per_token > 0)
-            optimizer_of = OPTIMIZERS[optimizer](policy.parameters())
+            batch = Batch(torch.cat(old_logp), per_token, ones.bool(), weights, 0 * ones, ones, per_token > 0)
+            made = OPTIMIZERS[optimizer](policy.parameters())
+            run = SimpleNamespace(cfg=cfg, policy=policy, optimizer=made, method=cfg.make_method())
             upper, lower = ((0.0, 0.2), (0.0, 0.2)) if tied else ((-0.25, 0.5), (-0.13, 0.3))
-            report = update(policy, optimizer_of, batch, cfg, 7, upper=upper, lower=lower)
+            report = update(run, rollouts, batch, 7, upper, lower)
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors()), report
     if rank == 0:
         torch.save(results, directory / "results.pt")
@@ -153,9 +155,9 @@ phases = Phases(10)
 run, _ = grpo.set_up(cfg, init_distributed(5), phases)
 seen, update = {}, grpo.update
 
-def spy(policy, optimizer, batch, cfg, step, **lines):
-    seen.update(lines, batch=batch)
-    return update(policy, optimizer, batch, cfg, step, **lines)
+def spy(run, rollouts, batch, step, upper, lower):
+    seen.update(rollouts=rollouts, batch=batch, upper=upper, lower=lower)
+    return update(run, rollouts, batch, step, upper, lower)
 
 grpo.update = spy
 seen["line"] = grpo.training_step(run, 0)
@@ -173,7 +175,7 @@ def test_what_a_step_hands_to_the_update(tmp_path):
     assert line["controller"] == 1.0  # 4 ln 2 > 1: all the gain there is, upwards
 
     model = AutoModelForCausalLM.from_pretrained(tiny.ensure_model())
-    rollouts, entropy = batch.rollouts, []
+    rollouts, entropy = seen["rollouts"], []
     for prompt, response in zip(rollouts.prompts, rollouts.responses):
         with torch.no_grad():
             logits = model(torch.cat([prompt, response]).long()[None]).logits[0, len(prompt) - 1 : -1]
@@ -279,9 +281,7 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
     )
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").open()]
     assert len(lines) == 2 and lines[0]["entropy"] == pytest.approx(11.9, abs=0.2)  # ln 151,936 = 11.93: a random model
-    assert (
-        lines[0]["sampling_attempts"] == 2 and -1 <= lines[0]["overlong_penalty"] < -0.9
-    )  # it never is right, nor stops
+    assert lines[0]["draws"] == 2 and -1 <= lines[0]["overlong_penalty"] < -0.9  # it never is right, nor stops
     assert lines[0]["importance_weight"] == pytest.approx(1, abs=1e-3)
     assert lines[0]["schedule_state"] == {"raising": False, "h_init": lines[0]["entropy"]}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "run/model").dtype == torch.bfloat16  # as it came

@@ -9,9 +9,10 @@ import torch
 import torch.distributed as dist
 from helpers import HERE
 
-from clipping import region_masks, region_weights
-from controllers import Target, Track
+from clipping import region_masks
 from integrations.flexible import EntropyControl, rollout_batches
+from methods import make_method
+from methods.track import region_weights
 from schedules import SCHEDULES, make_schedule
 
 STEPS = 8
@@ -46,12 +47,12 @@ def test_lines_are_the_schedules(name):
 
 def test_weights_are_those_of_track():
     """Up to float64 sums in another order."""
-    control, track = EntropyControl("static", STEPS, target="id"), Track(Target("id", STEPS))
+    control, track = EntropyControl("static", STEPS, target="up-down"), make_method("track", "up-down", STEPS)
     for step in range(STEPS):
         old_logp, entropy, advantages, mask = a_batch(step)
         _, weights, report = control.decide(step, old_logp, entropy, advantages, mask)
-        gain = track(step, mean_entropy(step))
-        assert report["gain"] == pytest.approx(gain, rel=1e-9)
+        track.observe(step, mean_entropy(step))
+        assert report["gain"] == pytest.approx(track.output, rel=1e-9)
         assert torch.equal(weights, region_weights(region_masks(old_logp, entropy, advantages), report["gain"]))
         assert weights.min() >= 0
 
@@ -73,7 +74,7 @@ def test_steps_outside_of_the_run_are_refused(step):
         EntropyControl("id", STEPS).decide(step, *a_batch(0))
 
 
-@pytest.mark.parametrize("options", [dict(schedule="od", od_ratio=0.5), dict(schedule="static", target="id")])
+@pytest.mark.parametrize("options", [dict(schedule="od", od_ratio=0.5), dict(schedule="static", target="up-down")])
 def test_state_goes_on_where_it_was(options):
     """Through JSON, at every step of a run: with od, before and after its turn."""
     whole = EntropyControl(total_steps=STEPS, **options)
@@ -91,7 +92,7 @@ def test_state_goes_on_where_it_was(options):
 
 def test_state_of_another_run_is_refused():
     state = EntropyControl("id", STEPS).state_dict()
-    others = [("did", STEPS, None), ("id", STEPS + 1, None), ("id", STEPS, "id")]
+    others = [("did", STEPS, None), ("id", STEPS + 1, None), ("id", STEPS, "level")]
     for schedule, steps, target in others:
         with pytest.raises(ValueError, match="the checkpoint is that of a run with .*'schedule': 'id'"):
             EntropyControl(schedule, steps, target).load_state_dict(state)
@@ -115,12 +116,12 @@ import integrations.flexible
 print(sorted({name.split(".")[0] for name in set(sys.modules) - before} - sys.stdlib_module_names - {"torch"}))
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True)
-    assert done.stdout.strip() == "['clipping', 'controllers', 'integrations', 'schedules']", done.stderr
+    assert done.stdout.strip() == "['clipping', 'integrations', 'methods', 'schedules']", done.stderr
 
 
 def _rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    control, half = EntropyControl("od", STEPS, target="id"), slice(0, 1) if rank == 0 else slice(1, 4)
+    control, half = EntropyControl("od", STEPS, target="up-down"), slice(0, 1) if rank == 0 else slice(1, 4)
     decided = [control.decide(step, *(x[half] for x in a_batch(step)))[2] for step in range(STEPS)]
     (folder / f"{rank}.json").write_text(json.dumps([decided, control.state_dict()]))
     dist.destroy_process_group()
@@ -132,7 +133,7 @@ def test_two_ranks_decide_as_one(tmp_path):
     torch.multiprocessing.start_processes(_rank, args=(tmp_path,), nprocs=2, start_method="spawn")
     ranks = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
-    control = EntropyControl("od", STEPS, target="id")
+    control = EntropyControl("od", STEPS, target="up-down")
     for step in range(STEPS):
         alone = control.decide(step, *a_batch(step))[2]
         assert ranks[0][0][step] == {name: pytest.approx(value, rel=1e-9) for name, value in alone.items()}

@@ -1,4 +1,4 @@
-"""clipping.py, logprobs.py, objectives.py and the advantages beside verl's and TRL's own functions, on random ragged
+"""clipping.py, logprobs.py, methods/ and the advantages beside verl's and TRL's own functions, on random ragged
 tensors. If a release of theirs changes what a formula means, it is seen here: pytest
 tests/test_integrations_libraries.py
 
@@ -12,10 +12,12 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-import objectives
 from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, threshold
 from grpo import group_advantages
 from logprobs import token_stats
+from methods import Tokens, make_method
+from methods.base import top_share
+from methods.entropy_bonus import EntropyBonus
 
 PIP = "pip install --no-deps -r requirements-integrations.txt"
 needs_verl = pytest.mark.skipif(not (find_spec("verl") and find_spec("ray")), reason=f"needs verl: {PIP}")
@@ -129,7 +131,7 @@ def test_entropy_bonus_is_trls():
     batch = (old_logp.clamp(min=-10), logp.detach().clamp(min=-10).requires_grad_(), advantages, mask)
     entropy = -batch[1] * 0.5  # any function of the policy, so that the bonus has a gradient
     loss, gradient, _ = by_trl(batch, entropy, entropy_coef=0.3)
-    ours, side = objectives.entropy_bonus(*batch, EPS, EPS, torch.full(mask.shape, 0.3), -batch[1] * 0.5)
+    ours, side = EntropyBonus(0.3).loss(*batch, EPS, EPS, None, -batch[1] * 0.5)
     ours = loss_and_gradient(ours.sum() / mask.sum(), batch[1])
     torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(loss))
     torch.testing.assert_close(ours[1], gradient)
@@ -144,20 +146,20 @@ def test_covariance_objectives_are_verls(objective):
     old_logp, _, advantages, mask = a_batch(seed=2, rows=40)
     old_logp, advantages = old_logp.clamp(min=-10), 2 * advantages
     batch = (old_logp, (old_logp + 0.1).requires_grad_(), advantages, mask)
+    method = make_method(objective)
+    everything, none = torch.ones(int(mask.sum()), dtype=torch.bool), torch.zeros(4, int(mask.sum()))
+    tokens = Tokens(old_logp[mask], none[0], advantages[mask], everything, none[0], none)
     if objective == "clip-cov":
         loss, gradient, _ = by_verl("clip_cov", batch, clip_cov_ratio=1.0)
-        generator = torch.Generator()
-        weights = objectives.clip_cov_weights(old_logp[mask], advantages[mask], mask[mask], generator, share=1.0)
-        coef = torch.zeros_like(weights)
-        assert 0 < (weights == 0).sum() < mask.sum()
+        method.share = 1.0
+        chosen = method.weights(tokens, torch.Generator()) == 0
     else:
         loss, gradient, _ = by_verl("kl_cov", batch, ppo_kl_coef=1.0, kl_cov_ratio=0.05)
-        cov = objectives.covariance(old_logp[mask], advantages[mask], mask[mask])
-        coef = objectives.top_share(cov, mask[mask], 0.05).to(old_logp.dtype)
-        weights = torch.ones_like(coef)
-        assert 0 < (coef > 0).sum() < mask.sum()
-    logp = batch[1].detach()[mask].requires_grad_()
-    ours, _ = objectives.token_loss(objective, old_logp[mask], logp, advantages[mask], mask[mask], EPS, EPS, coef, None)
+        method.share = 0.05
+        chosen = method.marks(tokens) > 0
+    assert 0 < chosen.sum() < mask.sum()
+    logp, weights = batch[1].detach()[mask].requires_grad_(), method.weights(tokens, torch.Generator())
+    ours, _ = method.loss(old_logp[mask], logp, advantages[mask], everything, EPS, EPS, method.marks(tokens))
     ours = loss_and_gradient((ours * weights).sum() / mask.sum(), logp)
     torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(loss))
     torch.testing.assert_close(ours[1], gradient[mask])
@@ -170,7 +172,7 @@ def test_dppo_has_verls_gradient():
     old_logp, logp, advantages, mask = a_batch(seed=5, rows=40)
     batch = (old_logp.clamp(min=-10), logp.detach().clamp(min=-10).requires_grad_(), advantages, mask)
     _, gradient, metrics = by_verl("dppo_tv", batch, clip_ratio_low=0.15, clip_ratio_high=0.15, clip_ratio_c=1e30)
-    ours, side = objectives.LOSSES["dppo-tv"](*batch, EPS, EPS)
+    ours, side = make_method("dppo-tv").loss(*batch, EPS, EPS)
     torch.testing.assert_close(loss_and_gradient(ours.sum() / mask.sum(), batch[1])[1], gradient)
     clipped = (side != 0).sum().item()
     assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * mask.sum().item(), 3) == clipped
@@ -185,7 +187,7 @@ def test_tokens_of_high_entropy_are_trls():
     mask = torch.arange(180).view(20, 9) % 9 < 5
     alone = types.SimpleNamespace(gather=lambda x: x, pad_across_processes=lambda x, dim, pad_index: x)
     theirs = GRPOTrainer.get_high_entropy_mask(types.SimpleNamespace(accelerator=alone), entropy, mask, 1 - 0.2)
-    ours = objectives.top_share(entropy[mask], mask[mask], 0.2)
+    ours = top_share(entropy[mask], mask[mask], 0.2)
     assert torch.equal(theirs[mask], ours) and ours.sum() == 20 and not theirs[~mask].any()
 
 

@@ -21,9 +21,10 @@ from verl.utils import tensordict_utils
 from verl.workers.config import ActorConfig, PolicyLossConfig
 from verl.workers.utils.losses import ppo_loss
 
-from clipping import EPS, M, U, clipped_surrogate, region_masks, region_weights
-from controllers import Target, Track
+from clipping import EPS, M, U, clipped_surrogate, region_masks
 from integrations.verl_loss import flexible_loss, ppo_loss_with_lines
+from methods import make_method
+from methods.track import region_weights
 from schedules import make_schedule
 
 LENGTHS = [5, 1, 7, 3]  # tokens of the responses; every prompt has PROMPT
@@ -274,11 +275,11 @@ def test_driver_sends_the_lines_of_each_step(verl_trainer, tmp_path, schedule):
 def test_driver_multiplies_gains_into_the_weights_that_are_there(verl_trainer, tmp_path, weights):
     config = verl_config(tmp_path, "trainer.entropy_control.target=id", schedule="static")
     trainer, saw = run_steps(verl_trainer, config, range(3), weights=weights)
-    track = Track(Target("id", 4))
+    track = make_method("track", "up-down", 4)
     for step, (data, metrics, lines) in enumerate(saw):
         x = padded(data)
-        gain = track(step, mean_entropy(data))
-        assert metrics["flexible/gain"] == pytest.approx(gain, rel=1e-9) and lines == (EPS, EPS)
+        track.observe(step, mean_entropy(data))
+        assert metrics["flexible/gain"] == pytest.approx(track.output, rel=1e-9) and lines == (EPS, EPS)
         gains = region_weights(
             region_masks(x["old_log_probs"], x["entropy"], x["advantages"]), metrics["flexible/gain"]
         )

@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, region_masks, threshold
-from controllers import Target, Track
 from grpo import group_advantages
+from methods import Target, make_method
 from schedules import make_schedule
 from study import softmax
 from study.figures import lower_bound, upper_bound
@@ -203,8 +203,10 @@ def test_target_and_track(page):
     for text, found in zip(texts, page.run(body, {"texts": texts, "entropy": entropy})):
         if text in texts[:3]:
             target = Target(text, len(entropy))
-            track = Track(target)
-            expected = [(target(k, 1.0), track(k, entropy[k])) for k in range(len(entropy))]
+            track, expected = make_method("track", text, len(entropy)), []
+            for k in range(len(entropy)):
+                track.observe(k, entropy[k])
+                expected.append((target(k, 1.0), track.output))
             assert sum(found, []) == pytest.approx([x for pair in expected for x in pair], **CLOSE)
         else:
             assert found is None, text

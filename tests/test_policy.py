@@ -46,7 +46,7 @@ def test_without_a_mask_it_is_the_model_with_a_mask_to_the_bit(config, tmp_path)
     generator = torch.Generator().manual_seed(1)
     lengths = (30, 7, 19)
     texts = [torch.randint(90, (n,), generator=generator) for n in lengths]
-    batch = collate([ids[:3] for ids in texts], [ids[3:] for ids in texts], [0, 1, 2])
+    batch = collate([ids[:3] for ids in texts], [ids[3:] for ids in texts])
     mask = (torch.arange(30) < torch.tensor(lengths)[:, None]).long()
     hidden = policy.lm.base_model(batch.input_ids, attention_mask=mask, use_cache=False).last_hidden_state
     head = policy.lm.get_output_embeddings().weight
@@ -60,7 +60,7 @@ def test_dropout_is_off_in_training_and_kept_in_what_is_saved(dropout, tmp_path,
     policy = policy_of(saved(tmp_path, config))
     assert "off in training: " in capsys.readouterr().out
     require_same(policy, "this one")
-    batch = collate([torch.arange(3)], [torch.arange(9)], [0])
+    batch = collate([torch.arange(3)], [torch.arange(9)])
     assert policy.training and torch.equal(policy(batch), policy(batch))
 
 

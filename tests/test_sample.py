@@ -381,7 +381,7 @@ def two_ranks(directory: Path) -> None:
             groups = sampler.generate(LONG, 8, Sampling(16, temperature), seed=rank)
             completions = [completion for group in groups for completion in group]
             prompts = [torch.tensor(prompt) for prompt in LONG for _ in range(8)]
-            batch = collate(prompts, [torch.tensor(c.token_ids) for c in completions], range(len(prompts)))
+            batch = collate(prompts, [torch.tensor(c.token_ids) for c in completions])
             return groups, batch, torch.tensor([logp for c in completions for logp in c.logps])
 
         @torch.no_grad()

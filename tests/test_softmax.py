@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from objectives import LOSSES
+from methods import METHODS
 from schedules import SCHEDULES, make_schedule
 from study.softmax import PRESETS, Settings, SoftmaxPolicy, exact, main, parse, run
 from trainer.plots import plot_runs, read_metrics
@@ -123,9 +123,9 @@ def test_entropy_follows_a_target_while_static_falls(policy):
     assert entropies(Settings(**PRESETS[policy] | dict(policy=policy, total_steps=60)))[-1] < 0.7 * h_init
 
 
-@pytest.mark.parametrize("objective", LOSSES)
+@pytest.mark.parametrize("objective", METHODS)
 def test_every_objective_trains(objective):
-    lines = list(run(small(objective=objective, target="0:1,1:2", entropy_coef=0.1, total_steps=4, lr=0.1)))
+    lines = list(run(small(objective=objective, target="0:1,1:2", entropy_bonus=0.1, total_steps=4, lr=0.1)))
     assert all(math.isfinite(line["entropy"]) for line in lines) and lines[0]["entropy_change"] != 0
     assert ([line["entropy"] for line in lines] == entropies(small(total_steps=4, lr=0.1))) == (objective == "grpo")
 

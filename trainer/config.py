@@ -13,14 +13,14 @@ import shutil
 import subprocess
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple, get_type_hints
 
 import torch
 from transformers import HfArgumentParser
 
-from controllers import CONTROLLERS, TARGETS, Target, Track
-from objectives import LOSSES, OWN_CLIP
-from schedules import SCHEDULES, TWO_PHASE, make_schedule
+from clipping import REGIONS
+from methods import METHODS, ON_TARGET, TARGETS, Method, make_method
+from schedules import SCHEDULES, TWO_PHASE, Schedule, make_schedule
 
 PRESETS = {
     "paper": {},  # Config's own defaults: arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
@@ -43,23 +43,18 @@ PRESETS = {
         save_every=25,
     ),
 }
-REGIONS = ("E1", "E2", "E3", "E4")
-SAME_RUN = (  # changed on resume, they would make it another run
-    "schedule total_steps phase_share od_h_init od_ratio objective target target_nats train_regions seed "
-    "model data reward prompts_per_step group_size"
-).split()
-RANGES = {  # (least, most): flags
-    (0, 10**9): "lr_warmup_steps weight_decay overlong_buffer",
-    (1, 10**9): "total_steps prompts_per_step max_prompt_tokens max_response_tokens mini_batches epochs save_every "
-    "micro_batch_tokens dynamic_sampling vllm_tp vllm_max_num_seqs",
-    (2, 10**9): "group_size",
-    (0, 2**32 - 1): "seed",
-    (0.01, 100): "temperature",
-    (0.001, 100_000): "timeout_minutes",
-    (0.01, 0.99): "vllm_gpu_memory",
-    (-(10**9), 10**9): "entropy_coef",
-    (1e-30, 1e38): "lr max_grad_norm is_cap",
-}
+
+
+class Range(NamedTuple):
+    """What a number must lie in, both ends included."""
+
+    least: float
+    most: float
+
+
+Positive = Annotated[int, Range(1, 10**9)]
+NotNegative = Annotated[int, Range(0, 10**9)]
+SAME_RUN = "changed on resume, it would make it another run"
 
 
 def opt(default, help: str, **kwargs):
@@ -72,62 +67,79 @@ class Config:
 
     # what to run
     preset: Literal["auto", "paper", "tiny"] = opt("auto", "defaults of flags; auto: paper where CUDA is, else tiny")
-    schedule: Literal["auto", *SCHEDULES] = opt("auto", "how the thresholds move; auto: id with grpo, else static")
-    model: str = opt("Qwen/Qwen2.5-7B", "hub id or directory of a causal language model; tiny: the built-in one")
-    data: str = opt("BytedTsinghua-SIA/DAPO-Math-17k", "hub id or JSONL/Parquet/CSV file; tiny: the built-in task")
+    schedule: Annotated[Literal["auto", *SCHEDULES], SAME_RUN] = opt(
+        "auto", "how the thresholds move; auto: id with grpo, else static"
+    )
+    model: Annotated[str, SAME_RUN] = opt(
+        "Qwen/Qwen2.5-7B", "hub id or directory of a causal language model; tiny: the built-in one"
+    )
+    data: Annotated[str, SAME_RUN] = opt(
+        "BytedTsinghua-SIA/DAPO-Math-17k", "hub id or JSONL/Parquet/CSV file; tiny: the built-in task"
+    )
     output: str | None = opt(None, "run directory; default: a fresh runs/PRESET-SCHEDULE-seedN")
     resume: str | None = opt(None, "go on with this run; auto: with the one above, or start it", metavar="DIR")
-    seed: int = opt(0, "seeds data order, rollouts and mini-batches")
+    seed: Annotated[int, Range(0, 2**32 - 1), SAME_RUN] = opt(0, "seeds data order, rollouts and mini-batches")
     # schedule
-    phase_share: float = opt(0.5, "id, id-up, did: the first phase's share of the run")
-    od_h_init: float | None = opt(None, "od: entropy (nats) that its band starts from; default: the first step's")
-    od_ratio: float = opt(0.2, "od: the lower end of its band as a share of od_h_init")
+    phase_share: Annotated[float, SAME_RUN] = opt(0.5, "id, id-up, did: the first phase's share of the run")
+    od_ratio: Annotated[float, SAME_RUN] = opt(0.2, "od: the lower end of its band as a share of the first entropy")
     # objective
-    objective: Literal[tuple(LOSSES)] = opt("grpo", "what is optimised, see objectives.py")
-    target: str = opt(
-        "flat",
-        f"{', '.join(CONTROLLERS)}: the entropy to hold: {', '.join(TARGETS)}, or knots such as 0:1,0.25:0.6,1:0.2 "
+    objective: Annotated[Literal[tuple(METHODS)], SAME_RUN] = opt("grpo", "what is optimised: a method of methods/")
+    target: Annotated[str, SAME_RUN] = opt(
+        "level",
+        f"{', '.join(ON_TARGET)}: the entropy to hold: {', '.join(TARGETS)}, or knots such as 0:1,0.25:0.6,1:0.2 "
         "(fraction of T : multiple of the first step's entropy)",
     )
-    target_nats: bool = opt(False, "the target's entropies are in nats")
-    track_kp: float = opt(4.0, "track: gain per nat of ln(target / entropy)")
-    track_ki: float = opt(0.2, "track: the same for the error summed over steps")
-    entropy_coef: float = opt(0.001, "entropy-bonus: its coefficient per nat")
-    train_regions: str | None = opt(None, "train these regions' tokens only, e.g. E2,E3: the paper's experiment")
+    entropy_bonus: Annotated[float, Range(-(10**9), 10**9)] = opt(0.001, "entropy-bonus: c of J + c · mean H")
+    train_regions: Annotated[str | None, SAME_RUN] = opt(
+        None, "train these regions' tokens only, e.g. E2,E3: the paper's experiment"
+    )
     # rollouts
-    total_steps: int = opt(400, "T, rollout batches in the run")
-    prompts_per_step: int = opt(512, "prompts in a rollout batch")
-    group_size: int = opt(8, "G, responses sampled for each prompt")
-    max_prompt_tokens: int = opt(2048, "longer prompts are dropped")  # [recipe]
-    max_response_tokens: int = opt(8192, "longer responses are cut off")
-    temperature: float = opt(1.0, "of the sampling, without top-p or top-k; the trainer's logits are divided by it too")
+    total_steps: Annotated[Positive, SAME_RUN] = opt(400, "T, rollout batches in the run")
+    prompts_per_step: Annotated[Positive, SAME_RUN] = opt(512, "prompts in a rollout batch")
+    group_size: Annotated[int, Range(2, 10**9), SAME_RUN] = opt(8, "G, responses sampled for each prompt")
+    max_prompt_tokens: Positive = opt(2048, "longer prompts are dropped")  # [recipe]
+    max_response_tokens: Positive = opt(8192, "longer responses are cut off")
+    temperature: Annotated[float, Range(0.01, 100)] = opt(
+        1.0, "of the sampling, without top-p or top-k; the trainer's logits are divided by it too"
+    )
     mask_truncated: bool = opt(False, "leave responses cut off at the length limit out of the loss")
-    overlong_buffer: int = opt(0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none")
-    dynamic_sampling: int = opt(1, "draw up to so many batches until enough groups have unequal rewards (DAPO); 1: off")
-    reward: str = opt(
+    overlong_buffer: NotNegative = opt(
+        0, "soft length penalty over so many last tokens before the limit (DAPO); 0: none"
+    )
+    dynamic_sampling: Positive = opt(
+        1, "draw up to so many batches until enough groups have unequal rewards (DAPO); 1: off"
+    )
+    reward: Annotated[str, SAME_RUN] = opt(
         "auto", "module:function, see rewards.py; auto: rewards:score, and the built-in task's own for --data tiny"
     )
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
-    vllm_tp: int = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
-    vllm_gpu_memory: float = opt(0.75, "vLLM's share of each GPU's memory while it generates")
-    vllm_max_num_seqs: int = opt(512, "sequences that an engine decodes at once")  # all of a GPU, if there are 8
-    is_correction: Literal["auto", "none", "token"] = opt(
-        "auto", "token: weight each token's loss by min(π_old/π_sampler, is_cap); auto: token on GPUs, none on CPUs"
+    vllm_tp: Positive = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
+    vllm_gpu_memory: Annotated[float, Range(0.01, 0.99)] = opt(
+        0.75, "vLLM's share of each GPU's memory while it generates"
     )
-    is_cap: float = opt(2.0, "that cap")
+    vllm_max_num_seqs: Positive = opt(512, "sequences that an engine decodes at once")  # all of a GPU, if there are 8
+    is_correction: Literal["auto", "none", "token"] = opt(
+        "auto", "token: weight each token's loss by min(π_old/π_sampler, 2); auto: token on GPUs, none on CPUs"
+    )
     check_sync: bool = opt(True, "end the run if the sampler's log-probabilities are not the trainer's")
     # update
-    lr: float = opt(1e-6, "AdamW's learning rate")
-    lr_warmup_steps: int = opt(10, "rollout steps of linear warm-up")  # [recipe]
-    weight_decay: float = opt(0.1, "AdamW's weight decay")  # [recipe]
-    max_grad_norm: float = opt(1.0, "gradient norm above which gradients are scaled down")  # [recipe]
-    mini_batches: int = opt(16, "optimizer steps per pass over a rollout batch")  # [recipe] 32 prompts each
-    epochs: int = opt(1, "passes over each rollout batch")  # [recipe]
-    micro_batch_tokens: int = opt(16384, "padded tokens per forward/backward on a rank: lower it when memory runs out")
+    lr: Annotated[float, Range(1e-30, 1e38)] = opt(1e-6, "AdamW's learning rate")
+    lr_warmup_steps: NotNegative = opt(10, "rollout steps of linear warm-up")  # [recipe]
+    weight_decay: Annotated[float, Range(0, 10**9)] = opt(0.1, "AdamW's weight decay")  # [recipe]
+    max_grad_norm: Annotated[float, Range(1e-30, 1e38)] = opt(
+        1.0, "gradient norm above which gradients are scaled down"
+    )  # [recipe]
+    mini_batches: Positive = opt(16, "optimizer steps per pass over a rollout batch")  # [recipe] 32 prompts each
+    epochs: Positive = opt(1, "passes over each rollout batch")  # [recipe]
+    micro_batch_tokens: Positive = opt(
+        16384, "padded tokens per forward/backward on a rank: lower it when memory runs out"
+    )
     # run
-    save_every: int = opt(20, "steps between two checkpoints")
+    save_every: Positive = opt(20, "steps between two checkpoints")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
-    timeout_minutes: float = opt(60.0, "a phase of a step (rollout, update ...) that takes longer ends the run")
+    timeout_minutes: Annotated[float, Range(0.001, 100_000)] = opt(
+        60.0, "a phase of a step (rollout, update ...) that takes longer ends the run"
+    )
 
     def __post_init__(self):
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
@@ -138,17 +150,15 @@ class Config:
         if self.is_correction == "auto":
             self.is_correction = "token" if torch.cuda.is_available() else "none"
         self.make_schedule()
-        self.make_controller()
-        if self.objective in OWN_CLIP and self.schedule != "static":
+        if not self.make_method().uses_thresholds and self.schedule != "static":
             raise ValueError(
                 f"--objective {self.objective} does not use the thresholds, so --schedule {self.schedule} "
                 "would do nothing: use static"
             )
-        for (least, most), names in RANGES.items():
-            for name in names.split():
-                if not least <= getattr(self, name) <= most:
-                    flag, value = name.replace("_", "-"), getattr(self, name)
-                    raise ValueError(f"--{flag} must be at least {least} and at most {most}, got {value}")
+        for name, (least, most) in ranges().items():
+            if not least <= getattr(self, name) <= most:
+                flag, value = name.replace("_", "-"), getattr(self, name)
+                raise ValueError(f"--{flag} must be at least {least} and at most {most}, got {value}")
         rows = self.prompts_per_step * self.group_size
         if self.mini_batches * self.epochs == 1:
             raise ValueError("--mini-batches 1 --epochs 1: all ratios are 1 and every schedule does nothing; raise one")
@@ -170,12 +180,10 @@ class Config:
         """Raises ValueError for a flag that was changed although this run does not look at it."""
         looked_at = {
             "phase_share": self.schedule in TWO_PHASE,
-            "od_h_init od_ratio": self.schedule == "od",
-            "target target_nats": self.objective in CONTROLLERS,
-            "track_kp track_ki": self.objective == "track",
-            "entropy_coef": self.objective == "entropy-bonus",
+            "od_ratio": self.schedule == "od",
+            "target": self.objective in ON_TARGET,
+            "entropy_bonus": self.objective == "entropy-bonus",
             "vllm_tp vllm_gpu_memory": self.sampler != "transformers",
-            "is_cap": self.is_correction != "none",
         }
         idle = " ".join(names for names, is_looked_at in looked_at.items() if not is_looked_at).split()
         for name in idle:
@@ -189,15 +197,11 @@ class Config:
         """Of every field, in the preset in force."""
         return {f.name: f.default for f in fields(self)} | PRESETS.get(self.preset, {})
 
-    def make_schedule(self):
-        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_h_init, self.od_ratio)
+    def make_schedule(self) -> Schedule:
+        return make_schedule(self.schedule, self.total_steps, self.phase_share, self.od_ratio)
 
-    def make_controller(self):
-        """The controller of the objective, or None where it has none."""
-        target = Target(self.target, self.total_steps, self.target_nats)
-        if self.objective == "track":
-            return Track(target, self.track_kp, self.track_ki)
-        return CONTROLLERS[self.objective](target) if self.objective in CONTROLLERS else None
+    def make_method(self) -> Method:
+        return make_method(self.objective, self.target, self.total_steps, self.entropy_bonus)
 
     def trained_regions(self) -> list[int]:
         """--train-regions as row numbers of `clipping.region_masks`; empty where all tokens are trained."""
@@ -207,13 +211,13 @@ class Config:
         return sorted({REGIONS.index(name) for name in names})
 
     @property
-    def method(self) -> str:
-        """The name of what steers entropy: the schedule, or with another objective than grpo that one."""
+    def label(self) -> str:
+        """The name of what steers entropy: the schedule, or another objective than grpo."""
         return self.schedule if self.objective == "grpo" else self.objective
 
     @property
     def default_directory(self) -> Path:
-        return Path(self.output or f"runs/{self.preset}-{self.method}-seed{self.seed}")
+        return Path(self.output or f"runs/{self.preset}-{self.label}-seed{self.seed}")
 
     def to_json(self) -> str:
         return json.dumps({k: v for k, v in vars(self).items() if k != "resume"}, indent=2)
@@ -222,6 +226,22 @@ class Config:
         """{flag: "old -> new"} against another configuration, wherever the two runs write."""
         new = {k: v for k, v in vars(self).items() if k not in ("output", "resume")}
         return {k: f"{other[k]!r} -> {v!r}" for k, v in new.items() if v != other[k]}
+
+
+def ranges() -> dict[str, Range]:
+    """{field: what its number must lie in}."""
+    hints = get_type_hints(Config, include_extras=True)
+    found = {
+        name: [part for part in getattr(hint, "__metadata__", ()) if isinstance(part, Range)]
+        for name, hint in hints.items()
+    }
+    return {name: parts[0] for name, parts in found.items() if parts}
+
+
+def same_run() -> list[str]:
+    """The fields that a resumed run may not change."""
+    hints = get_type_hints(Config, include_extras=True)
+    return [name for name, hint in hints.items() if SAME_RUN in getattr(hint, "__metadata__", ())]
 
 
 def require_new(output: str) -> None:
@@ -289,7 +309,7 @@ def parse_config(argv: list[str] | None = None) -> Config:
         parser.set_defaults(**saved)
         cfg = parse(saved["preset"])
         cfg.output = cfg.resume = str(directory)
-        if other := [f"{flag}: {change}" for flag, change in cfg.changes(saved).items() if flag in SAME_RUN]:
+        if other := [f"{flag}: {change}" for flag, change in cfg.changes(saved).items() if flag in same_run()]:
             raise ValueError(
                 f"--resume {directory}: this would be another run ({', '.join(other)}); leave these flags out"
             )

@@ -34,7 +34,7 @@ class Logger:
         scratch.replace(path)
         self.file, self.unwritten = open(path, "ab", buffering=0), b""
         self.first_entropy = kept[0]["entropy"] if kept else None
-        self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.method, unit="step", dynamic_ncols=True)
+        self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.label, unit="step", dynamic_ncols=True)
         self.send, self.end_report = lambda metrics, step: None, lambda: None
         if cfg.report_to == "wandb":
             import wandb

@@ -8,7 +8,7 @@ on all ranks. Entropies and log-probabilities are in nats.
     reward                     mean reward of all responses that were sampled
     reasons                    share of the responses with each verdict of the reward function, e.g. correct, no_box
     equal_reward_groups        share of the groups whose rewards are all equal, which teach nothing
-    sampling_attempts          batches of prompts that were drawn for this step (--dynamic-sampling)
+    draws                      batches of prompts that were drawn for this step (--dynamic-sampling)
     response_length            mean tokens of a response
     truncated                  share of the responses that were cut off at the length limit
     overlong_penalty           mean of the length penalty (--overlong-buffer)
@@ -35,51 +35,73 @@ on all ranks. Entropies and log-probabilities are in nats.
     seconds                    seconds of each phase, and of the whole step
 """
 
+from dataclasses import dataclass
+
 import torch
+import torch.distributed as dist
 
-from clipping import MAX_LOG_RATIO, entropy_change, ratios, region_masks
+from clipping import MAX_LOG_RATIO, REGIONS, entropy_change, ratios, region_masks
 from logprobs import TokenStats
-from trainer.config import REGIONS
 
 
-def region_metrics(old: TokenStats, advantages: torch.Tensor) -> dict:
-    """The regions of a rollout batch of N tokens. Per region: its share of the tokens, by the paper's rule and by the
-    exact boundary, and its part of the predicted entropy change (nats per token, for a unit step on the logits)."""
-    rule = region_masks(old.logp, old.entropy, advantages)  # bool [4, N]
+def region_metrics(old: TokenStats, advantages: torch.Tensor, regions: torch.Tensor) -> dict:
+    """The regions of a rollout batch of N tokens. Per region: its share of the tokens, by the paper's rule (`regions`,
+    bool [4, N]) and by the exact boundary, and its part of the predicted entropy change (nats per token, for a unit
+    step on the logits)."""
     exact = region_masks(old.logp, old.entropy, advantages, old.mean_f)
     change = entropy_change(old.logp, old.entropy, old.mean_f, advantages)  # [N]
     n = len(advantages)
     return {
-        "regions_rule": dict(zip(REGIONS, (rule.sum(1).double() / n).tolist())),
+        "regions_rule": dict(zip(REGIONS, (regions.sum(1).double() / n).tolist())),
         "regions_exact": dict(zip(REGIONS, (exact.sum(1).double() / n).tolist())),
-        "predicted_entropy_change": dict(zip(REGIONS, ((rule * change.double()).sum(1) / n).tolist())),
+        "predicted_entropy_change": dict(zip(REGIONS, ((regions * change.double()).sum(1) / n).tolist())),
     }
 
 
-SUMS = "tokens clip_high clip_low clip_high_p clip_low_p clip_high_E2 clip_low_E4 kl ratio_clamped".split()
-OF_CLIPPED = [name for name in SUMS if name.count("_") == 2]  # these are divided by the number of clipped tokens
+@dataclass
+class UpdateSums:
+    """Sums over the trained tokens of an update, which add up over micro-batches and ranks: float64 scalars."""
 
+    tokens: torch.Tensor = 0
+    high: torch.Tensor = 0  # tokens clipped above
+    low: torch.Tensor = 0
+    high_p: torch.Tensor = 0  # p_old of those clipped above
+    low_p: torch.Tensor = 0
+    high_E2: torch.Tensor = 0  # those of them in E2
+    low_E4: torch.Tensor = 0
+    kl: torch.Tensor = 0
+    ratio_clamped: torch.Tensor = 0
 
-@torch.no_grad()
-def clip_sums(old_logp, logp, response_mask, side, surprising) -> torch.Tensor:
-    """What `clip_metrics` needs of n tokens: sums over them, float64, in the order of SUMS. They add up over
-    micro-batches and ranks. `side` is the tokens' `clipping.clip_side`, and `surprising` marks those of E2 and E4."""
-    log_ratio, ratio = ratios(old_logp, logp, response_mask)
-    p_old = torch.where(response_mask, old_logp, 0.0).exp()
-    high, low = side > 0, side < 0
-    kl, clamped = ratio - 1 - log_ratio, log_ratio.abs() > MAX_LOG_RATIO
-    columns = (response_mask, high, low, p_old * high, p_old * low, surprising & high, surprising & low, kl, clamped)
-    return torch.stack([column.sum(dtype=torch.float64) for column in columns])
+    @classmethod
+    @torch.no_grad()
+    def of(cls, old_logp, logp, trained, side, surprising) -> "UpdateSums":
+        """Of n tokens, of which `trained` [n] marks those that count. `side` is `clipping.clip_side`, and `surprising`
+        marks the tokens of E2 and E4."""
+        log_ratio, ratio = ratios(old_logp, logp, trained)
+        p_old = torch.where(trained, old_logp, 0.0).exp()
+        high, low = side > 0, side < 0
+        kl, clamped = ratio - 1 - log_ratio, log_ratio.abs() > MAX_LOG_RATIO
+        columns = (trained, high, low, p_old * high, p_old * low, surprising & high, surprising & low, kl, clamped)
+        return cls(*(column.sum(dtype=torch.float64) for column in columns))
 
+    def __add__(self, other: "UpdateSums") -> "UpdateSums":
+        return UpdateSums(*(a + b for a, b in zip(vars(self).values(), vars(other).values())))
 
-def clip_metrics(sums: torch.Tensor) -> dict:
-    """What an update did to its tokens, from `clip_sums` over all of it, on all ranks."""
-    total = dict(zip(SUMS, sums.tolist()))
-    tokens, high, low = (max(1.0, total[name]) for name in ("tokens", "clip_high", "clip_low"))
-    return {
-        "clip_frac_high": total["clip_high"] / tokens,
-        "clip_frac_low": total["clip_low"] / tokens,
-        "clipped": {name: total[name] / (high if "high" in name else low) for name in OF_CLIPPED},
-        "kl": total["kl"] / tokens,
-        "ratio_clamped": int(total["ratio_clamped"]),
-    }
+    def reduce(self) -> "UpdateSums":
+        """The sums over all ranks. A collective."""
+        sums = torch.stack(list(vars(self).values()))
+        dist.all_reduce(sums)
+        return UpdateSums(*sums)
+
+    def metrics(self) -> dict:
+        """What an update did to its tokens; each sum is divided once."""
+        tokens, high, low = (count.clamp(min=1) for count in (self.tokens, self.high, self.low))
+        clipped = {"high_p": self.high_p / high, "low_p": self.low_p / low}
+        clipped |= {"high_E2": self.high_E2 / high, "low_E4": self.low_E4 / low}
+        return {
+            "clip_frac_high": (self.high / tokens).item(),
+            "clip_frac_low": (self.low / tokens).item(),
+            "clipped": {f"clip_{name}": share.item() for name, share in clipped.items()},
+            "kl": (self.kl / tokens).item(),
+            "ratio_clamped": int(self.ratio_clamped),
+        }

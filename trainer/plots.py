@@ -98,7 +98,7 @@ def farewell(cfg: Config, directory: Path) -> str:
         curves[f"{label}, mean of {len(lines)} seeds"] = np.array(seeds)
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (
-        f"{cfg.total_steps} steps of {cfg.method} in {minutes:.1f} min: "
+        f"{cfg.total_steps} steps of {cfg.label} in {minutes:.1f} min: "
         f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{entropy_table(curves)}\n"
         f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
     )

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
 from tasks import tiny
-from trainer.batching import MicroBatch, collate, plan_micro_batches
+from trainer.batching import MicroBatch, collate, micro_batches
 from trainer.distributed import print0
 from trainer.rollout import Rollouts
 
@@ -38,7 +38,7 @@ class Policy(torch.nn.Module):
 
         There is no attention mask. Padding is on the right and attention is causal, so a response never sees it, and a
         mask would keep attention off its flash kernel."""
-        hidden = self.lm.base_model(batch.input_ids, use_cache=False).last_hidden_state  # [B, L, D]
+        hidden = self.lm.base_model(batch.input_ids, use_cache=False).last_hidden_state  # [batch, width, D]
         head = self.lm.get_output_embeddings().weight
         return function(hidden[batch.predicts], batch.tokens, head, self.temperature, self.chunk)
 
@@ -63,13 +63,11 @@ class Policy(torch.nn.Module):
 @torch.no_grad()
 def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> TokenStats:
     """ln π_old, H and B of all response tokens under the current weights, float32 [N] on every rank. A collective."""
-    rank, stats = dist.get_rank(), torch.zeros(3, len(rollouts.sampler_logp))
-    places = torch.arange(stats.shape[1]).split(rollouts.lengths.tolist())  # of each row's tokens among the N
-    for shares in plan_micro_batches(rollouts.row_tokens, dist.get_world_size(), micro_batch_tokens):
-        inputs = collate(rollouts.prompts, rollouts.responses, shares[rank])
-        found = torch.stack(policy(inputs.to(policy.lm.device), token_stats)).cpu()  # [3, n]
-        here = torch.cat([places[i] for i in inputs.rows])
-        stats[:, here[inputs.response_mask]] = found[:, inputs.response_mask]  # without the tokens of FILLERs
+    device, everything = policy.lm.device, torch.arange(len(rollouts.responses))
+    stats = torch.zeros(3, len(rollouts.sampler_logp), device=device)
+    for inputs, tokens, is_real in micro_batches(rollouts, everything, micro_batch_tokens, device):
+        found = torch.stack(policy(inputs, token_stats))  # [3, n]
+        stats[:, tokens[is_real]] = found[:, is_real]
     dist.all_reduce(stats)  # a token is 0 on all ranks but one
     return TokenStats(*stats)
 
@@ -121,7 +119,7 @@ def require_same(policy: Policy, model: str) -> None:
     generator = torch.Generator().manual_seed(0)
     texts = [torch.randint(vocabulary, (length,), generator=generator) for length in (24, 9)]
     try:
-        ours = policy.train()(collate([ids[:4] for ids in texts], [ids[4:] for ids in texts], [0, 1]))
+        ours = policy.train()(collate([ids[:4] for ids in texts], [ids[4:] for ids in texts]))
         lm.eval()
         theirs = []
         for ids in texts:

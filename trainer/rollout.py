@@ -1,119 +1,126 @@
-"""A rollout batch: prompts → responses → rewards on every rank, and how its rows are cut into micro-batches. A *row*
-is one response with its prompt. Every rank holds all of them and computes the same plan of micro-batches, so that none
-waits in a collective that another one skips.
-"""
+"""A rollout batch: prompts → responses → rewards. Every rank holds all of it."""
 
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from transformers import PreTrainedTokenizerBase
 
 from rewards import Result, RewardError
-from sample import Completion, Sampling
+from sample import Completion, Sampler, Sampling
+from trainer.config import Config
 from trainer.data import batch_indices
-from trainer.distributed import gather, my_share, seed_of
+from trainer.distributed import Phases, gather, my_share, seed_of
 
 # nats, mean |ln π_old − ln π_sampler|; a sampler that is right gives about 1e-6 and 1e-2
 SYNC_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 
 
 @dataclass
+class Environment:
+    """What asks the policy, and what rates its responses."""
+
+    problems: list[dict]  # {"prompt_ids": of the prompt, "answer": the gold, ...}
+    reward: Callable  # see rewards.py
+    tokenizer: PreTrainedTokenizerBase
+
+
+@dataclass
 class Rollouts:
-    """A rollout batch of R rows and N response tokens, the same on every rank. The G rows of a group are neighbours."""
+    """A rollout batch of R responses, N tokens in all, the same on every rank. A group's G responses are neighbours."""
 
     prompts: list[torch.Tensor]  # R tensors, int32 [prompt tokens]
     responses: list[torch.Tensor]  # R tensors, int32 [response tokens], EOS included where the model wrote it
-    sampler_logp: torch.Tensor  # float32 [N], row after row: ln of the probability that each token was sampled with
+    sampler_logp: torch.Tensor  # float32 [N], one response after the other: ln of each token's sampling probability
     rewards: torch.Tensor  # float32 [R]
-    finished: torch.Tensor  # bool [R], False: cut off at the length limit
+    in_loss: torch.Tensor  # bool [R], False: left out of the loss, see --mask-truncated
 
     @property
     def lengths(self) -> torch.Tensor:
-        """[R] int64, the response tokens of each row."""
+        """[R] int64, tokens of each response."""
         return torch.tensor([len(response) for response in self.responses])
 
     @property
-    def row_tokens(self) -> list[int]:
-        """Prompt and response tokens of each row."""
+    def total_lengths(self) -> list[int]:
+        """Tokens of each response and its prompt."""
         return [len(prompt) + len(response) for prompt, response in zip(self.prompts, self.responses)]
 
-    def per_token(self, per_row: torch.Tensor) -> torch.Tensor:
-        """[R] -> [N]: each row's number at each of its response tokens."""
-        return per_row.repeat_interleave(self.lengths)
+    def per_token(self, per_response: torch.Tensor) -> torch.Tensor:
+        """[R] -> [N]: each response's number at each of its tokens."""
+        return per_response.repeat_interleave(self.lengths)
 
 
-# ----------------------------------------------------------------------------------- prompts -> responses -> rewards
+def collect(cfg: Config, environment: Environment, sampler: Sampler, phases: Phases, step: int, draws: int):
+    """(rollouts, metrics, draws) of step `step`: `prompts_per_step` groups of G responses. A draw is a batch of prompts
+    from the data; `draws` counts those of all steps so far, and is returned with this step's. A collective.
 
-
-def collect(run, step: int) -> tuple[Rollouts, dict]:
-    """(rollouts, metrics): `prompts_per_step` groups of G responses. `run`, a `run.Run`, counts in `draws` how many
-    batches of prompts it has drawn from its data. A collective.
-
-    With --dynamic-sampling n (DAPO, arXiv 2503.14476) batches are drawn until enough groups have rewards that differ, n
+    With --dynamic-sampling n (DAPO, arXiv 2503.14476) there are draws until enough groups have rewards that differ, n
     at most. If there are still too few, groups of equal rewards fill the batch up. `metrics` are over all responses,
     those of dropped groups too: the mean reward of a selection says little about the policy. Raises RewardError.
     """
-    cfg, n_problems, groups, attempts = run.cfg, len(run.problems), [], 0
+    problems, groups, n = environment.problems, [], 0
     differ = lambda group: len({result.reward for _, _, result in group}) > 1
-    while attempts < cfg.dynamic_sampling and sum(map(differ, groups)) < cfg.prompts_per_step:
-        drawn = batch_indices(n_problems, cfg.prompts_per_step, run.draws + attempts, cfg.seed)
-        rows = sample_rows(run, [run.problems[i] for i in drawn], (step, attempts))
-        groups += [rows[i : i + cfg.group_size] for i in range(0, len(rows), cfg.group_size)]
-        attempts += 1
+    while n < cfg.dynamic_sampling and sum(map(differ, groups)) < cfg.prompts_per_step:
+        drawn = [problems[i] for i in batch_indices(len(problems), cfg.prompts_per_step, draws + n, cfg.seed)]
+        responses = respond(cfg, environment, sampler, phases, drawn, seed=(step, n))
+        groups += [responses[i : i + cfg.group_size] for i in range(0, len(responses), cfg.group_size)]
+        n += 1
     kept = sorted(groups, key=differ, reverse=True)[: cfg.prompts_per_step]
-    asked, completions, results = zip(*(row for group in kept for row in group))
+    problems, responses, results = zip(*(entry for group in kept for entry in group))
     rollouts = Rollouts(
-        [torch.tensor(problem["prompt_ids"], dtype=torch.int32) for problem in asked],
-        [torch.from_numpy(c.token_ids) for c in completions],
-        torch.from_numpy(np.concatenate([c.logps for c in completions])),
+        [torch.tensor(problem["prompt_ids"], dtype=torch.int32) for problem in problems],
+        [torch.from_numpy(response.token_ids) for response in responses],
+        torch.from_numpy(np.concatenate([response.logps for response in responses])),
         torch.tensor([result.reward for result in results]),
-        torch.tensor([c.finished for c in completions]),
+        torch.tensor([response.finished or not cfg.mask_truncated for response in responses]),
     )
-    _, completions, results = zip(*(row for group in groups for row in group))
-    n, reasons = len(results), [result.reason for result in results]
+    _, responses, results = zip(*(entry for group in groups for entry in group))
+    total, reasons = len(results), [result.reason for result in results]
     metrics = {
-        "reward": sum(result.reward for result in results) / n,
+        "reward": sum(result.reward for result in results) / total,
         "equal_reward_groups": 1 - sum(map(differ, groups)) / len(groups),
-        "sampling_attempts": attempts,
-        "response_length": sum(len(c.token_ids) for c in completions) / n,
-        "truncated": sum(not c.finished for c in completions) / n,
-        "reasons": {reason: reasons.count(reason) / n for reason in sorted(set(reasons))},
+        "draws": n,
+        "response_length": sum(len(response.token_ids) for response in responses) / total,
+        "truncated": sum(not response.finished for response in responses) / total,
+        "reasons": {reason: reasons.count(reason) / total for reason in sorted(set(reasons))},
     }
-    run.draws += attempts
-    return rollouts, metrics
+    return rollouts, metrics, draws + n
 
 
-def sample_rows(run, batch: list[dict], draw: tuple[int, int]) -> list[tuple[dict, Completion, Result]]:
-    """G rows (problem, completion, result) for each problem of `batch`, on every rank: each rank samples and scores its
-    share. `draw` is for the seed. Raises RewardError."""
-    cfg, phases = run.cfg, run.phases
+def respond(
+    cfg: Config, environment: Environment, sampler: Sampler, phases: Phases, problems: list[dict], seed: tuple[int, int]
+) -> list[tuple[dict, Completion, Result]]:
+    """G entries (problem, response, result) for each problem, on every rank: each rank samples and scores its share.
+    Raises RewardError. A collective."""
     members = cfg.vllm_tp  # neighbouring ranks that hold one engine together are given the same prompts
     engine, member = divmod(dist.get_rank(), members)
-    mine = my_share(batch, engine, dist.get_world_size() // members)
+    mine = my_share(problems, engine, dist.get_world_size() // members)
     with phases("rollout"):
         sampling = Sampling(cfg.max_response_tokens, cfg.temperature)
-        seed = seed_of(cfg.seed, "rollout", *draw, engine)
-        groups = run.sampler.generate([p["prompt_ids"] for p in mine], cfg.group_size, sampling, seed)
+        prompts, seed = [problem["prompt_ids"] for problem in mine], seed_of(cfg.seed, "rollout", *seed, engine)
+        groups = sampler.generate(prompts, cfg.group_size, sampling, seed)
     with phases("reward"):
-        answered = [(problem, c) for problem, group in zip(mine, groups, strict=True) for c in group]
-        answered = my_share(answered, member, members)  # each neighbour scores and passes on its part
-        texts = run.tokenizer.batch_decode([c.token_ids for _, c in answered], skip_special_tokens=True)
+        pairs = [(problem, response) for problem, group in zip(mine, groups, strict=True) for response in group]
+        pairs = my_share(pairs, member, members)  # each neighbour scores and passes on its part
+        texts = environment.tokenizer.batch_decode([r.token_ids for _, r in pairs], skip_special_tokens=True)
         try:
-            results, errors = run.reward([problem["answer"] for problem, _ in answered], texts), []
+            results, errors = environment.reward([problem["answer"] for problem, _ in pairs], texts), []
         except Exception as error:  # whatever a user's function may raise, on this rank alone
             results, errors = [], [f"{type(error).__name__}: {error}"]
             traceback.print_exc()
     with phases("gather"):
         if errors := gather(errors):
             raise RewardError(f"--reward {cfg.reward}: {errors[0]}")
-        rows = []
-        for (problem, c), result in zip(answered, results, strict=True):
+        entries = []
+        for (problem, response), result in zip(pairs, results, strict=True):
             # NumPy arrays: pickling as many tensors, or lists of as many numbers, takes seconds
-            c = c._replace(token_ids=np.array(c.token_ids, np.int32), logps=np.array(c.logps, np.float32))
-            rows.append((problem, c, result._replace(answer=None)))  # nobody needs it, and it may be any object
-        return gather(rows)
+            ids, logps = np.array(response.token_ids, np.int32), np.array(response.logps, np.float32)
+            result = result._replace(answer=None)  # nobody needs it, and it may be any object
+            entries.append((problem, response._replace(token_ids=ids, logps=logps), result))
+        return gather(entries)
 
 
 def overlong_penalty(lengths: torch.Tensor, max_length: int, buffer: int) -> torch.Tensor:

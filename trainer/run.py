@@ -2,17 +2,16 @@
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer
 
 import rewards
-from controllers import Controller
+from methods import Method
 from sample import Sampler, eos_ids, make_sampler
 from schedules import Schedule
 from trainer import data
@@ -22,6 +21,7 @@ from trainer.distributed import Phases, end_distributed, print0
 from trainer.logger import Logger
 from trainer.plots import farewell
 from trainer.policy import Policy, build_policy, check_memory, find_model
+from trainer.rollout import Environment
 
 
 @dataclass
@@ -30,15 +30,13 @@ class Run:
 
     cfg: Config
     directory: Path
-    tokenizer: PreTrainedTokenizerBase
-    problems: list[dict]
-    reward: Callable
+    environment: Environment
     sampler: Sampler
     policy: Policy
     optimizer: torch.optim.Optimizer
     checkpointer: Checkpointer
     schedule: Schedule
-    controller: Controller | None
+    method: Method
     phases: Phases
     draws: int = 0  # batches of prompts that were taken from the data so far
     evidence: dict | None = None  # the tensors of this step, which are saved if it goes wrong
@@ -83,8 +81,8 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     directory = make_run_directory(cfg)  # late, so that what went wrong before leaves none behind
     saver = Checkpointer(directory, policy, optimizer)
-    schedule, control = cfg.make_schedule(), cfg.make_controller()
-    run = Run(cfg, directory, tokenizer, problems, reward, sampler, policy, optimizer, saver, schedule, control, phases)
+    environment, schedule, method = Environment(problems, reward, tokenizer), cfg.make_schedule(), cfg.make_method()
+    run = Run(cfg, directory, environment, sampler, policy, optimizer, saver, schedule, method, phases)
     state = saver.load(directory) if cfg.resume else None  # None where there is no checkpoint, too
     first_step = resume(run, state) if state else 0
     if cfg.resume:
@@ -96,24 +94,23 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
 def trainer_state(run: Run) -> dict:
     """What a checkpoint keeps beside weights and optimizer. There is no random state, see `distributed.seed_of`."""
     return {
-        "data": data.data_hash(run.problems),
+        "data": data.data_hash(run.environment.problems),
         "draws": run.draws,
         "schedule": run.schedule.state_dict(),
-        "controller": run.controller.state_dict() if run.controller else None,
+        "method": run.method.state_dict(),
     }
 
 
 def resume(run: Run, state: dict) -> int:
     """Puts a `trainer_state` back; returns the step that comes next. Raises ValueError if the problems have changed."""
-    if state.get("data") != data.data_hash(run.problems):
+    if state.get("data") != data.data_hash(run.environment.problems):
         raise ValueError(
             f"--resume {run.directory}: the problems in {run.cfg.data} that fit into --max-prompt-tokens are not those "
             "that this run began with; put the old file back, or start another run"
         )
     run.draws = state["draws"]
     run.schedule.load_state_dict(state["schedule"])
-    if run.controller:
-        run.controller.load_state_dict(state["controller"])
+    run.method.load_state_dict(state["method"])
     return state["step"]
 
 
@@ -122,7 +119,7 @@ def finish(run: Run, logger: Logger) -> None:
     logger.close()
     with run.phases("save"):
         run.checkpointer.finish()
-        run.policy.save(run.directory / "model", run.tokenizer)
+        run.policy.save(run.directory / "model", run.environment.tokenizer)
     if run.checkpointer.error:  # on rank 0
         sys.exit(f"grpo.py: error: {run.checkpointer.error}")
     if dist.get_rank() == 0:
@@ -144,7 +141,7 @@ def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -
 def save_evidence(run: Run, step: int) -> str:
     """Keeps the weights, and on rank 0 the rollouts, of a step that went wrong; says where. A collective."""
     directory = run.directory / f"bad-step-{step}"
-    run.policy.save(directory, run.tokenizer)
+    run.policy.save(directory, run.environment.tokenizer)
     if dist.get_rank() == 0:
         torch.save(run.evidence, directory / "rollouts.pt")
     return f"weights left as they were, saved with the rollouts in {directory}"

@@ -1,5 +1,4 @@
-"""Each objective against its formula written out token by token in plain Python, float64: pytest
-tests/test_objectives.py"""
+"""Each method against its formula written out token by token in plain Python, float64: pytest tests/test_methods.py"""
 
 import math
 import random
@@ -9,28 +8,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import objectives
-from clipping import clipped_surrogate
-from logprobs import TokenStats
-from objectives import LOSSES, prepare_objective, token_loss
+from clipping import clipped_surrogate, region_masks
+from methods import METHODS, ON_TARGET, Tokens, make_method
 
 UPPER, LOWER = (-0.25, 0.5), (0.0, 0.2)
+PER_RESPONSE = 10  # tokens of each
 
 
-def stats_of(old_logp) -> TokenStats:
-    """Every other token is surprising, B is 0."""
+def tokens_of(old_logp, advantages, mask, entropy=None) -> Tokens:
+    """Every other token is surprising, unless the entropy is given."""
     surprising = torch.arange(len(old_logp)) % 2 == 0
-    return TokenStats(old_logp, -old_logp + torch.where(surprising, -0.1, 0.1), torch.zeros_like(old_logp))
+    entropy = -old_logp + torch.where(surprising, -0.1, 0.1) if entropy is None else entropy
+    response = torch.arange(len(old_logp)) // PER_RESPONSE
+    return Tokens(old_logp, entropy, advantages, mask, response, region_masks(old_logp, entropy, advantages))
 
 
-def objective(name):
-    """The objective as the trainer calls it: a function with the call shape of clipped_surrogate."""
+def made(name, output=0.5):
+    """The method, which has seen an entropy of half a nat. What its controller makes of it is replaced by `output`."""
+    method = make_method(name, "level", 10, 0.5)
+    if name in ON_TARGET:
+        method.output = output
+    return method
+
+
+def whole(name, output=0.5, seed=0):
+    """The method as the trainer calls it: a function with the call shape of clipped_surrogate."""
 
     def function(old_logp, logp, advantages, mask, upper, lower):
-        generator = torch.Generator().manual_seed(0)
-        weights, coef = prepare_objective(name, stats_of(old_logp), advantages, mask, 0.5, generator)
+        method, tokens = made(name, output), tokens_of(old_logp, advantages, mask)
+        weights = method.weights(tokens, torch.Generator().manual_seed(seed))
         entropy = -2 * logp  # any entropy will do
-        loss, side = token_loss(name, old_logp, logp, advantages, mask, upper, lower, coef, entropy)
+        args = old_logp, logp, advantages, mask, upper, lower
+        loss, side = method.loss(*args, method.marks(tokens), entropy)
         return loss * weights, side
 
     return function
@@ -93,31 +102,41 @@ def test_ce_gppo():
             return -1.0 * high / sg * r * a
         return -r * a
 
-    side = assert_same(objectives.ce_gppo, formula, batch())
+    side = assert_same(made("ce-gppo").loss, formula, batch())
     assert (side == 1).sum() > 20 and (side == -1).sum() > 20
 
 
 def test_ce_gppo_gives_a_clipped_token_the_gradient_it_has_on_the_bound():
     old, advantages, mask = torch.full((2,), -2.0), torch.tensor([1.0, -1.0]), torch.ones(2, dtype=torch.bool)
     logp = (old + torch.tensor([3.0, 0.1]).log()).requires_grad_()
-    loss, _ = objectives.ce_gppo(old, logp, advantages, mask, (0.0, 0.2), (0.0, 0.2))
+    loss, _ = made("ce-gppo").loss(old, logp, advantages, mask, (0.0, 0.2), (0.0, 0.2))
     torch.testing.assert_close(torch.autograd.grad(loss.sum(), logp)[0], torch.tensor([-1.2, 0.75 * 0.8]))
 
 
 def test_kl_cov():
     old, logp, advantages, mask = args = batch()
-    coef = 0.3 * objectives.top_share(objectives.covariance(old, advantages, mask), mask, 0.05).to(old.dtype)
+    method, tokens = made("kl-cov"), tokens_of(old, advantages, mask)
+    method.share, method.beta = 0.05, 0.3
     kept = mask.nonzero().squeeze(1).tolist()
     mean_a, mean_l = (sum(x[i].item() for i in kept) / len(kept) for x in (advantages, old))
     by_cov = sorted(kept, key=lambda i: -(advantages[i].item() - mean_a) * (old[i].item() - mean_l))
-    assert set(coef.nonzero().squeeze(1).tolist()) == set(by_cov[: int(0.05 * len(kept))]) and coef.max() == 0.3
-    loss, gradient, side = loss_and_gradient(lambda *a: objectives.kl_cov(*a, coef=coef), *args)
+    marks = method.marks(tokens)
+    assert set(marks.nonzero().squeeze(1).tolist()) == set(by_cov[: int(0.05 * len(kept))])
+    loss, gradient, side = loss_and_gradient(lambda *a: method.loss(*a, marks), *args)
     for i in range(len(old)):
         r, change = math.exp(logp[i].item() - old[i].item()), logp[i].item() - old[i].item()
-        want = -r * advantages[i].item() + coef[i].item() * abs(change) if mask[i] else 0.0
-        slope = -r * advantages[i].item() + coef[i].item() * math.copysign(1, change) if mask[i] else 0.0
+        beta = 0.3 if marks[i] else 0.0
+        want = -r * advantages[i].item() + beta * abs(change) if mask[i] else 0.0
+        slope = -r * advantages[i].item() + beta * math.copysign(1, change) if mask[i] else 0.0
         assert (loss[i].item(), gradient[i].item()) == pytest.approx((want, slope), abs=1e-12)
     assert (side == 0).all()  # nothing is cut, however large r
+
+
+def clip_cov(old, advantages, mask, share, seed=1):
+    """bool [N], the tokens that Clip-Cov drops."""
+    method = made("clip-cov")
+    method.share = share
+    return method.weights(tokens_of(old, advantages, mask), torch.Generator().manual_seed(seed)) == 0
 
 
 def test_clip_cov_drops_a_random_share_among_covariances_between_1_and_5():
@@ -125,25 +144,18 @@ def test_clip_cov_drops_a_random_share_among_covariances_between_1_and_5():
     old = -torch.rand(20_000, generator=generator, dtype=torch.float64) * 8
     advantages = torch.randn(20_000, generator=generator, dtype=torch.float64)
     mask = torch.rand(20_000, generator=generator) < 0.9
-    dropped = objectives.clip_cov_weights(old, advantages, mask, torch.Generator().manual_seed(1), share=0.01) == 0
+    dropped = clip_cov(old, advantages, mask, 0.01)
     assert dropped.sum() == int(0.01 * mask.sum()) and mask[dropped].all()
     cov = (advantages - advantages[mask].mean()) * (old - old[mask].mean())
     assert (cov[dropped] > 1).all() and (cov[dropped] < 5).all()
-    again = [
-        objectives.clip_cov_weights(old, advantages, mask, torch.Generator().manual_seed(s), share=0.01) == 0
-        for s in (1, 2)
-    ]
-    assert torch.equal(again[0], dropped) and not torch.equal(
-        again[1], dropped
-    )  # the seed decides, so every rank agrees
+    assert torch.equal(clip_cov(old, advantages, mask, 0.01), dropped)  # the seed decides, so every rank agrees
+    assert not torch.equal(clip_cov(old, advantages, mask, 0.01, seed=2), dropped)
 
 
 def test_clip_cov_with_fewer_candidates_than_its_share_drops_them_all():
     old, advantages = torch.tensor([-0.1, -4.0, -0.1, -4.0]), torch.tensor([1.0, -1.0, 0.0, 0.0])
-    weights = objectives.clip_cov_weights(
-        old, advantages, torch.ones(4, dtype=torch.bool), torch.Generator(), share=0.9
-    )
-    assert weights.tolist() == [0, 0, 1, 1]  # cov = 1.95, 1.95, 0, 0
+    dropped = clip_cov(old, advantages, torch.ones(4, dtype=torch.bool), share=0.9)
+    assert dropped.tolist() == [True, True, False, False]  # cov = 1.95, 1.95, 0, 0
 
 
 def test_dppo_tv():
@@ -153,7 +165,7 @@ def test_dppo_tv():
             return -(1 + math.copysign(0.15, a) / math.exp(old)) * a  # a constant: the gradient stops
         return -math.exp(new - old) * a
 
-    side = assert_same(LOSSES["dppo-tv"], formula, batch(spread=0.8))
+    side = assert_same(made("dppo-tv").loss, formula, batch(spread=0.8))
     assert (side == 1).sum() > 20 and (side == -1).sum() > 20
 
 
@@ -164,107 +176,112 @@ def test_dcpo():
         high = min(0.5 + 0.5 * math.sqrt(1 + 4 * 0.2 / p_old), 10)
         return -min(r * a, min(max(r, low), high) * a)
 
-    side = assert_same(LOSSES["dcpo"], formula, batch(spread=0.8))
+    side = assert_same(made("dcpo").loss, formula, batch(spread=0.8))
     assert (side == 1).sum() > 20 and (side == -1).sum() > 20
 
 
-def weights_of(name, number=0.0):
+def weights_of(name, output=0.0):
     old, _, advantages, mask = batch()
-    stats = stats_of(old)._replace(entropy=-1.7 * old.flip(0))
-    weights, coef = prepare_objective(name, stats, advantages, mask, number, torch.Generator())
-    assert (coef == 0).all()
-    return stats, advantages, mask, weights
+    tokens = tokens_of(old, advantages, mask, entropy=-1.7 * old.flip(0))
+    return tokens, made(name, output).weights(tokens, torch.Generator())
 
 
 @pytest.mark.parametrize("number, trained", [(-1.0, (1, 0)), (0.0, (1, 1)), (1.0, (0, 1))])
 def test_entrocraft_trains_correct_responses_above_its_band_and_wrong_ones_below(number, trained):
-    _, advantages, _, weights = weights_of("entrocraft", number)
-    assert torch.equal(weights, torch.where(advantages > 0, *map(float, trained)))
+    tokens, weights = weights_of("entrocraft", number)
+    assert torch.equal(weights, torch.where(tokens.advantages > 0, *map(float, trained)).double())
 
 
 def test_stare_weighs_the_tenth_of_the_most_surprising_tokens_where_the_advantage_is_positive():
-    old, advantages, mask, weights = weights_of("stare", 1.3)
-    kept = sorted(mask.nonzero().squeeze(1).tolist(), key=lambda i: old.logp[i].item())
-    surprising = set(kept[: int(0.1 * len(kept))])
-    assert [round(w.item(), 5) for w in weights] == [
-        1.3 if i in surprising and advantages[i] > 0 else 1.0 for i in range(len(mask))
-    ]
+    tokens, weights = weights_of("stare", 1.3)
+    kept = sorted(tokens.in_loss.nonzero().squeeze(1).tolist(), key=lambda i: tokens.logp[i].item())
+    surprising, positive = set(kept[: int(0.1 * len(kept))]), tokens.advantages > 0
+    assert weights.tolist() == [1.3 if i in surprising and positive[i] else 1.0 for i in range(len(weights))]
 
 
 def test_top_entropy_trains_a_fifth_of_the_tokens():
-    old, _, mask, weights = weights_of("top-entropy")
-    kept = sorted(mask.nonzero().squeeze(1).tolist(), key=lambda i: -old.entropy[i].item())
+    tokens, weights = weights_of("top-entropy")
+    kept = sorted(tokens.in_loss.nonzero().squeeze(1).tolist(), key=lambda i: -tokens.entropy[i].item())
     assert set(weights.nonzero().squeeze(1).tolist()) == set(kept[: int(0.2 * len(kept))])
 
 
 @pytest.mark.parametrize("name, weight", [("nsr", 0.0), ("w-reinforce", 0.1)])
 def test_negative_samples_weigh_more(name, weight):
-    _, advantages, _, weights = weights_of(name)
-    assert weights.tolist() == [weight if a > 0 else 1.0 for a in advantages]
+    tokens, weights = weights_of(name)
+    assert weights.tolist() == [weight if a > 0 else 1.0 for a in tokens.advantages]
 
 
-def test_entropy_bonus():
+@pytest.mark.parametrize("gain", [-1.0, -0.4, 0.0, 0.7, 1.0])
+def test_track_weighs_the_regions(gain):
+    tokens, weights = weights_of("track", gain)
+    sign = {(True, True): -1, (False, True): 1, (True, False): 1, (False, False): -1}  # E1, E2, E3, E4
+    expected = (tokens.logp + tokens.entropy > 0).tolist()
+    want = [1 + gain * sign[e, a > 0] for e, a in zip(expected, tokens.advantages.tolist())]
+    assert weights.tolist() == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["entropy-bonus", "adaptive-bonus"])
+def test_entropy_bonus(name):
     old, logp, advantages, mask = args = batch()
     entropy = (logp * -1.7).detach().requires_grad_()
-    loss, _ = objectives.entropy_bonus(*args, UPPER, LOWER, torch.full_like(old, 0.3), entropy)
+    loss, _ = made(name).loss(*args, UPPER, LOWER, None, entropy)  # c = 0.5
     want, _ = plain(grpo, *args)
-    torch.testing.assert_close(loss.detach(), want - 0.3 * entropy.detach() * mask, atol=1e-12, rtol=0)
-    assert torch.equal(torch.autograd.grad(loss.sum(), entropy)[0], -0.3 * mask.double())  # it raises H
+    torch.testing.assert_close(loss.detach(), want - 0.5 * entropy.detach() * mask, atol=1e-12, rtol=0)
+    assert torch.equal(torch.autograd.grad(loss.sum(), entropy)[0], -0.5 * mask.double())  # it raises H
 
 
 def test_entropic():
     old, logp, advantages, mask = args = batch(spread=0.02)
-    coef = -0.6 * objectives.confident_share(old, mask)
+    method = made("entropic", -0.6)
+    marks = method.marks(tokens_of(old, advantages, mask))
     confident = [i for i in range(len(old)) if mask[i] and math.exp(old[i].item()) > 0.95]
     assert 3 < len(confident) < 30
-    loss, gradient, _ = loss_and_gradient(lambda *a: objectives.entropic(*a, coef), *args)
+    loss, gradient, _ = loss_and_gradient(lambda *a: method.loss(*a, marks), *args)
     base, slope = plain(grpo, *args)
     ratio = (logp - old).exp().detach()
     n = int(mask.sum())
     mean = sum(-ratio[i].item() * abs(advantages[i].item()) for i in confident) / len(confident)
     assert loss.sum().item() / n == pytest.approx(base.sum().item() / n - 0.6 * mean, abs=1e-12)
-    for i in (
-        confident
-    ):  # too little entropy, α < 0: confident tokens are pushed down, those with Â > 0 and those with Â < 0
-        assert gradient[i].item() - slope[i].item() == pytest.approx(
-            0.6 * ratio[i].item() * abs(advantages[i].item()) * n / len(confident), rel=1e-5
-        )
+    for i in confident:  # too little entropy, α < 0: confident tokens are pushed down, whatever the sign of Â
+        extra = 0.6 * ratio[i].item() * abs(advantages[i].item()) * n / len(confident)
+        assert gradient[i].item() - slope[i].item() == pytest.approx(extra, rel=1e-5)
 
 
 # --------------------------------------------------------------------------------------------- what others got wrong
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), -float("inf")])
 def test_masked_tokens_contribute_nothing_whatever_they_hold(name, junk):
     old, logp, advantages, mask = batch(n=40)
-    _, clean, side = loss_and_gradient(objective(name), old, logp, advantages, mask)
+    _, clean, side = loss_and_gradient(whole(name), old, logp, advantages, mask)
     dirty = logp.detach().clone()
     dirty[~mask] = junk
-    loss, gradient, dirty_side = loss_and_gradient(objective(name), old, dirty.requires_grad_(), advantages, mask)
+    loss, gradient, dirty_side = loss_and_gradient(whole(name), old, dirty.requires_grad_(), advantages, mask)
     assert (loss[~mask] == 0).all() and torch.equal(gradient, clean)
     assert torch.equal(dirty_side, side)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_nothing_but_masked_tokens_is_zero_not_nan(name):
     old, logp, advantages, mask = batch(n=10)
-    loss, gradient, side = loss_and_gradient(objective(name), old, logp, advantages, torch.zeros_like(mask))
+    loss, gradient, side = loss_and_gradient(whole(name), old, logp, advantages, torch.zeros_like(mask))
     assert (loss == 0).all() and (gradient == 0).all() and (side == 0).all()
 
 
-def test_weights_and_coefs_of_an_empty_loss_are_finite():
+@pytest.mark.parametrize("name", METHODS)
+def test_weights_and_marks_of_an_empty_loss_are_finite(name):
     old, _, advantages, mask = batch(n=10)
-    none = torch.zeros_like(mask)
-    assert (objectives.confident_share(old, none) == 0).all()
-    assert not objectives.top_share(objectives.covariance(old, advantages, none), none, 0.05).any()
-    assert (objectives.clip_cov_weights(old, advantages, none, torch.Generator()) == 1).all()
-    assert (
-        objectives.confident_share(torch.full((3,), -1.0), torch.ones(3, dtype=torch.bool)) == 0
-    ).all()  # nobody is confident
+    tokens, method = tokens_of(old, advantages, torch.zeros_like(mask)), made(name)
+    assert method.weights(tokens, torch.Generator()).isfinite().all() and method.marks(tokens).isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+def test_nobody_is_confident():
+    tokens = tokens_of(torch.full((3,), -1.0), torch.ones(3), torch.ones(3, dtype=torch.bool))
+    assert (made("entropic").marks(tokens) == 0).all()
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_an_insane_ratio_is_clamped(name):
     logp = torch.tensor([-1.0, -1.0, -300.0, -1.0], requires_grad=True)
     old, advantages, mask = (
@@ -272,37 +289,29 @@ def test_an_insane_ratio_is_clamped(name):
         torch.tensor([-1.0, -1.0, 1.0, 1.0]),
         torch.ones(4, dtype=torch.bool),
     )
-    loss, gradient, _ = loss_and_gradient(objective(name), old, logp, advantages, mask)
+    loss, gradient, _ = loss_and_gradient(whole(name), old, logp, advantages, mask)
     assert loss.isfinite().all() and gradient.isfinite().all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_the_clip_side_is_one_number_a_token_and_0_where_masked(name):
     args = batch()
-    _, _, side = loss_and_gradient(objective(name), *args)
+    _, _, side = loss_and_gradient(whole(name), *args)
     assert side.dtype == torch.int8 and side.shape == args[0].shape and (side[~args[3]] == 0).all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", METHODS)
 def test_at_the_first_update_of_a_step_each_is_the_policy_gradient_plus_its_own_term(name):
     """π_θ = π_old: −Â ∇ln p, nothing clipped; the added terms are named here."""
     old, _, advantages, mask = batch()
-    _, gradient, side = loss_and_gradient(objective(name), old, old.clone().requires_grad_(), advantages, mask)
-    extra = torch.zeros_like(old)
+    _, gradient, side = loss_and_gradient(whole(name), old, old.clone().requires_grad_(), advantages, mask)
+    extra, tokens = torch.zeros_like(old), tokens_of(old, advantages, mask)
     if "bonus" in name:
         extra += 0.5 * 2  # −c ∇H with H = −2 ln p here
     if name == "entropic":
-        extra -= 0.5 * objectives.confident_share(old, mask) * advantages.abs()
-    want = torch.where(mask, extra - advantages, 0.0)
-    if name == "track":  # u = 0.5: 1.5 for E2 and E3, 0.5 for E1 and E4
-        surprising = torch.arange(len(old)) % 2 == 0
-        want = want * torch.where(surprising == (advantages > 0), 1.5, 0.5)
-    if name in ("entrocraft", "stare", "top-entropy", "nsr", "w-reinforce"):  # their weights are tested above
-        weights, _ = prepare_objective(name, stats_of(old), advantages, mask, 0.5, torch.Generator())
-        want = want * weights
-    if name == "clip-cov":
-        want[gradient == 0] = 0
-        assert 0 < (mask & (gradient == 0)).sum() <= 1  # of 400
+        extra -= 0.5 * made(name).marks(tokens) * advantages.abs()
+    weights = made(name).weights(tokens, torch.Generator().manual_seed(0))  # they are tested above
+    want = torch.where(mask, (extra - advantages) * weights, 0.0)
     torch.testing.assert_close(gradient, want, atol=1e-12, rtol=0)  # |log r| has slope 0 at 0
     assert (side == 0).all()
 
@@ -313,15 +322,16 @@ def test_losses_do_not_depend_on_how_tokens_are_cut_into_micro_batches(n, seed):
     """The losses and clip sides of two micro-batches joined are those of one: nothing is averaged inside."""
     old, logp, _, mask = batch(seed, n)
     advantages = torch.tensor([random.Random(seed + i).gauss(0, 1) for i in range(n)]).double()
-    for name in LOSSES:
-        generator = torch.Generator().manual_seed(seed)
-        _, coef = prepare_objective(name, stats_of(old), advantages, mask, 0.3, generator)
+    cut = n // 2 // PER_RESPONSE * PER_RESPONSE  # a response is never cut
+    for name in METHODS:
+        method = made(name)
+        marks = method.marks(tokens_of(old, advantages, mask))
 
-        def loss_of(part: slice, name=name, coef=coef):
+        def loss_of(part: slice, method=method, marks=marks):
             args = (x[part] for x in (old, logp, advantages, mask))
-            return token_loss(name, *args, UPPER, LOWER, coef[part], -logp[part])
+            return method.loss(*args, UPPER, LOWER, marks[part], -logp[part])
 
         loss, side = loss_of(slice(None))
-        parts = [loss_of(slice(0, n // 2)), loss_of(slice(n // 2, None))]
+        parts = [loss_of(slice(0, cut)), loss_of(slice(cut, None))]
         torch.testing.assert_close(torch.cat([loss for loss, _ in parts]), loss, atol=1e-14, rtol=1e-14)
         assert torch.equal(torch.cat([side for _, side in parts]), side)
