@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from helpers import python, tiny_config
 
-from trainer import plots
+from trainer import farewell, plots
 
 
 def curve(*knots: tuple[int, float], noise: float = 0.0) -> list[float]:
@@ -33,26 +33,26 @@ def test_table_of_a_run_of_a_few_steps(entropy, steps):
     assert [float(value) for value in row.split()[1:]] == entropy
 
 
-def reference(label: str, seed: int) -> dict:
-    curves = {"step": [0.5, 50.0, 99.5], "entropy": [1.0, 0.8, 0.5 + 0.1 * seed], "reward": [0.1, 0.2, 0.3]}
-    return {"label": label, "seed": seed, "h_init": 1.0, "final": {"entropy": 0.5 + 0.1 * seed}, "curves": curves}
+def shipped_run(label: str, seed: int) -> dict:
+    """Entropy of 20 windows: static falls from 1 to .6, the others rise to 1.5 + .1 · seed and fall to .8."""
+    peak = 1.0 if label == "static" else 1.5 + 0.1 * seed
+    entropy = [*np.linspace(1.0, peak, 10), *np.linspace(peak, 0.6 if label == "static" else 0.8, 10)]
+    return {"label": label, "seed": seed, "h_init": 1.0, "curves": {"entropy": entropy}}
 
 
 @pytest.fixture
 def shipped(tmp_path, monkeypatch):
     path = tmp_path / "tiny.jsonl"
-    lines = [reference(label, seed) for label in ("static", "id", "did") for seed in (0, 1)]
+    lines = [shipped_run(label, seed) for label in ("static", "id", "did") for seed in (0, 1)]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    monkeypatch.setattr(plots, "REFERENCES", path)
+    monkeypatch.setattr(farewell, "SHIPPED", path)
 
 
-def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(shipped):
-    beside = plots.references(tiny_config(schedule="id", seed=3, save_every=7))
-    assert {label: [line["seed"] for line in lines] for label, lines in beside.items()} == {
-        "static": [0, 1],
-        "id": [0, 1],
-    }
-    assert list(plots.references(tiny_config(schedule="static"))) == ["static"]
+def test_a_run_of_the_built_in_task_is_held_against_static_and_its_own_schedule(shipped):
+    found = farewell.shipped(tiny_config(schedule="id", seed=3, save_every=7))
+    assert {label: list(seeds) for label, seeds in found.items()} == {"static": [0, 1], "id": [0, 1]}
+    assert list(farewell.shipped(tiny_config(schedule="static"))) == ["static"]
+    assert farewell.is_built_in(tiny_config(schedule="id", seed=3, save_every=7))
 
 
 @pytest.mark.parametrize(
@@ -70,33 +70,41 @@ def test_a_run_of_the_tiny_preset_is_held_against_static_and_its_own_schedule(sh
         {"dynamic_sampling": 3},
     ],
 )
-def test_a_run_with_other_settings_is_held_against_nothing(shipped, change):
-    assert plots.references(tiny_config(schedule="static", **change)) == {}
+def test_a_run_with_other_settings_is_held_against_nothing(change):
+    assert not farewell.is_built_in(tiny_config(schedule="static", **change))
 
 
-def test_the_farewell_tells_what_the_run_and_others_did_and_draws_all(shipped, tmp_path):
-    lines = [
-        {
-            "step": step,
-            "entropy": entropy,
-            "reward": 0.25,
-            "clip_frac_high": 0.0,
-            "clip_frac_low": 0.0,
-            "upper": [0.0, 0.2],
-            "lower": [0.0, 0.2],
-            "target": None,
-            "seconds": {"step": 1.2},
-        }
-        for step, entropy in enumerate(curve((0, 1.0), (50, 1.5), (99, 0.5)))
-    ]
-    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    text = plots.farewell(tiny_config(schedule="id"), tmp_path)
-    table = dict(re.findall(r"^(this run|static|id)\b(.*)$", text, re.MULTILINE))
-    assert table["this run"].split() == ["1.00", "1.25", "1.50", "1.01", "0.50"]
-    shipped = ", mean of 2 seeds 1.00 0.90 0.80 0.68 0.55 (0.50 to 0.60)".split()
-    assert table["static"].split() == table["id"].split() == shipped
+def test_measures_of_curves_that_are_known():
+    run = curve((0, 1.0), (49, 2.0), (50, 2.0), (99, 0.5))
+    found = farewell.measure(run, curve((0, 1.0), (99, 1.0)))
+    last, peak = np.mean(run[95:]), np.mean(run[45:50])
+    assert found == pytest.approx(
+        {"rise": peak, "half-time": np.mean(run[45:55]), "fall": last / max(peak, np.mean(run[50:55]))}
+    )
+
+
+def write_run(directory, entropy: list[float]):
+    entropy = np.interp(np.linspace(0, 99, tiny_config().total_steps), range(100), entropy)  # as many steps as it has
+    line = {"reward": 0.25, "clip_frac_high": 0.0, "clip_frac_low": 0.0, "upper": [0.0, 0.2], "lower": [0.0, 0.2]}
+    line |= {"target": None, "seconds": {"step": 1.2}}
+    lines = [line | {"step": step, "entropy": value} for step, value in enumerate(entropy.tolist())]
+    directory.mkdir(exist_ok=True)
+    (directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_the_farewell_says_what_entropy_did_here_and_elsewhere_and_draws_it(shipped, tmp_path, monkeypatch):
+    write_run(tmp_path, curve((0, 1.0), (50, 1.55), (99, 0.2)))
+    write_run(tmp_path / "static", curve((0, 1.0), (99, 0.6)))
+    monkeypatch.setattr(farewell, "train_static", lambda cfg, directory: directory / "static")
+    text = farewell.farewell(tiny_config(schedule="id"), tmp_path)
+    assert re.search(r"^id: entropy rose to 1\.\d+ times its start, was 1\.\d+ times static's at half-time", text, re.M)
+    assert re.search(r"peak of the first half / start +1\.5\d  \(2 seeds gave 1\.50 to 1\.60\)$", text, re.M)
+    assert re.search(r"end / peak +0\.\d+  \(2 seeds gave 0\.50 to 0\.53: outside\)$", text, re.M)
+    table = dict(re.findall(r"^(this run|static, the same seed|id, mean of 2 seeds) +(.*)$", text, re.M))
+    assert table["this run"].split()[0:5:4] == ["1.00", "0.20"] and table["static, the same seed"].split()[4] == "0.60"
+    assert table["id, mean of 2 seeds"].split()[0] == "1.00" and "(0.80 to 0.80)" in table["id, mean of 2 seeds"]
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
-    text = plots.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
+    text = farewell.farewell(tiny_config(schedule="id", lr=1e-3), tmp_path)
     assert "this run" in text and "seeds" not in text
 
 

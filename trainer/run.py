@@ -18,8 +18,8 @@ from trainer import data
 from trainer.checkpoint import Checkpointer, make_run_directory
 from trainer.config import Config
 from trainer.distributed import Phases, end_distributed, print0
+from trainer.farewell import farewell
 from trainer.logger import Logger
-from trainer.plots import farewell
 from trainer.policy import Policy, build_policy, check_memory, find_model
 from trainer.rollout import Environment
 
@@ -122,9 +122,11 @@ def finish(run: Run, logger: Logger) -> None:
         run.policy.save(run.directory / "model", run.environment.tokenizer)
     if run.checkpointer.error:  # on rank 0
         sys.exit(f"grpo.py: error: {run.checkpointer.error}")
-    if dist.get_rank() == 0:
-        print(farewell(run.cfg, run.directory), flush=True)
+    first = dist.get_rank() == 0
     end_distributed(run.sampler)
+    if first:  # alone by now, since the farewell of the built-in task takes a minute
+        with run.phases("farewell"):
+            print(farewell(run.cfg, run.directory), flush=True)
 
 
 def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -> None:
