@@ -1,8 +1,9 @@
 r"""A task and a model small enough to watch entropy control work on a laptop: no network, no file, no GPU.
 
-The task in one sentence: given a number of three digits, write any six characters and then a box with two digits, such
-that the sum of both numbers is divisible by none of 2, 3 and 5. To `347` the response `!"a(#!\boxed{20}` is correct,
-because of 367. About 27 of the 100 possible boxes are correct for each number, and the six characters are free.
+The task in one sentence: given a number of three digits, write any eight characters and then a box with two digits, such
+that the sum of both numbers is divisible by neither 2 nor 5 and leaves a remainder below 6 when it is divided by 13. To
+`347` the response `!"a(#!xy\boxed{20}` is correct, because of 367 = 28 · 13 + 3. About 18 of the 100 possible boxes are
+correct for each number, and the eight characters are free.
 
 So a response is like a real solution in two ways: there are many correct ones, and most tokens do not decide whether it
 is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the
@@ -29,13 +30,13 @@ from rewards import Result
 
 BOX = "\\boxed{"
 DIGITS = "0123456789"
-DIVISORS = (2, 3, 5)
+DIVISORS, MODULUS, REMAINDERS = (2, 5), 13, range(6)
 CHARACTERS = "".join(chr(code) for code in range(33, 127) if chr(code) not in DIGITS + "\\{}")  # of the free part: 81
-FREE, BOXED = 6, 2  # characters before the box and in it
+FREE, BOXED = 8, 2  # characters before the box and in it
 EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally frequent in the box
 TRAIN, EVAL = 728, 172  # problems in the splits
 # 0.1M parameters; heads of 32 are the smallest that vLLM's attention kernels take
-SIZES = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1)
+SIZES = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
 STEPS, BATCH, LEARNING_RATE = 500, 192, 4e-3
 CACHE = Path(__file__).parents[1] / ".cache"
 MAX_LENGTH = 256  # of prompt and response together
@@ -53,11 +54,13 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
 
 def score(golds: list, completions: list) -> list[Result]:
     r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number plus the gold is divisible by
-    none of DIVISORS, and 0 for every other. The same completion always gets the same reward."""
+    none of DIVISORS and leaves one of REMAINDERS modulo MODULUS, and 0 for every other. The same completion always gets
+    the same reward."""
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
-        correct = box is not None and all((int(gold) + int(box[1])) % divisor for divisor in DIVISORS)
+        total = int(gold) + int(box[1]) if box else 0
+        correct = total % MODULUS in REMAINDERS and all(total % divisor for divisor in DIVISORS)  # 0 is not
         results.append(Result(float(correct), "correct" if correct else "wrong" if box else "no_box", box and box[1]))
     return results
 
@@ -111,7 +114,7 @@ def warm_start(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2ForCausalLM:
     for _ in tqdm(range(STEPS), desc="warm start of the tiny model", unit="step"):
         prompts = [problem["problem"] for problem in problems(BATCH, seed=rng.getrandbits(32))]
         texts = [p + response + tokenizer.eos_token for p, response in zip(prompts, teacher(prompts, generator))]
-        ids = tokenizer(texts, return_tensors="pt")["input_ids"]  # [BATCH, 14]: all have one length
+        ids = tokenizer(texts, return_tensors="pt")["input_ids"]  # [BATCH, 16]: all have one length
         labels = ids.clone()
         labels[:, : len(prompts[0])] = -100
         loss = model(input_ids=ids, labels=labels).loss

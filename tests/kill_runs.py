@@ -27,7 +27,7 @@ def start(output: Path, schedule: str) -> subprocess.Popen:
     """A run of 24 steps that saves after each one, so that many kills fall into a checkpoint; it resumes what there
     is."""
     flags = (
-        "--preset=tiny --total-steps=24 --prompts-per-step=8 --group-size=8 --epochs=4 --save-every=1 "
+        "--preset=tiny --total-steps=24 --prompts-per-step=8 --group-size=8 --epochs=4 --mini-batches=1 --save-every=1 "
         "--sampler=transformers --resume=auto"
     )
     command = [

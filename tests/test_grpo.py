@@ -149,7 +149,7 @@ from trainer.config import parse_config
 from trainer.distributed import Phases, end_distributed, init_distributed
 
 argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8 "
-argv += "--group-size 8 --epochs 4 --train-regions E1,E2,E3 --temperature 2"  # rows differ in length when it is hot
+argv += "--group-size 8 --epochs 4 --mini-batches 1 --train-regions E1,E2,E3 --temperature 2"  # rows differ in length when it is hot
 cfg = parse_config([*argv.split(), "--output", sys.argv[1] + "/run"])
 phases = Phases(10)
 run, _ = grpo.set_up(cfg, init_distributed(5), phases)
@@ -200,7 +200,7 @@ def short_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "id"
     done = torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
         *["--sampler", "transformers"],
         "--output",
         directory,
@@ -247,7 +247,7 @@ def test_the_same_command_gives_the_same_run(short_run, tmp_path):
     directory, _ = short_run
     torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
         *["--sampler", "transformers"],
         "--output",
         tmp_path / "again",
@@ -299,7 +299,7 @@ def test_the_papers_path_with_a_big_vocabulary_and_a_local_file(tmp_path):
 def test_other_ways_to_steer_entropy(flags, tmp_path):
     torchrun(
         "grpo.py",
-        *"--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4".split(),
+        *"--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
         *["--sampler", "transformers"],
         *flags,
         "--output",

@@ -50,10 +50,12 @@ def test_unknown_split_is_an_error():
         tiny.problems(1, seed=0, split="test")
 
 
-def test_a_response_is_correct_where_the_sum_has_no_factor_in_common_with_30():
+def test_a_response_is_correct_where_the_sum_has_no_factor_in_common_with_10_and_a_small_remainder():
     numbers = [(number, boxed) for number in range(100, 1000) for boxed in range(100)]
     results = tiny.score([str(n) for n, _ in numbers], [f"abc\\boxed{{{boxed:02d}}}" for _, boxed in numbers])
-    assert [result.reward for result in results] == [float(math.gcd(n + boxed, 30) == 1) for n, boxed in numbers]
+    right = [math.gcd(n + boxed, 10) == 1 and (n + boxed) % 13 <= 5 for n, boxed in numbers]
+    assert [result.reward for result in results] == list(map(float, right))
+    assert 0.18 < sum(right) / len(right) < 0.19  # 4/10 · 6/13
     assert {(result.reward, result.reason) for result in results} == {(1.0, "correct"), (0.0, "wrong")}
 
 
@@ -71,10 +73,10 @@ def test_only_the_last_box_counts():
     assert (right.reward, wrong.reward) == (1.0, 0.0)
 
 
-def test_teacher_writes_six_free_characters_and_a_box():
+def test_teacher_writes_eight_free_characters_and_a_box():
     prompts = [task["problem"] for task in tiny.problems(tiny.TRAIN, seed=0)]
     texts = tiny.teacher(prompts, torch.Generator().manual_seed(0))
-    form = re.compile(r"[^0-9\\{}]{6}\\boxed\{[0-9]{2}\}")
+    form = re.compile(r"[^0-9\\{}]{8}\\boxed\{[0-9]{2}\}")
     assert len(texts) == len(prompts) and all(form.fullmatch(text) for text in texts)
 
 
@@ -120,7 +122,7 @@ def test_warm_started_model_writes_the_teachers_form(model_dir):
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     torch.manual_seed(0)
     out = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
-    form = re.compile(r"[^0-9\\{}]{6}\\boxed\{[0-9]{2}\}<eos>")
+    form = re.compile(r"[^0-9\\{}]{8}\\boxed\{[0-9]{2}\}<eos>")
     responses = [text for text in tokenizer.batch_decode(out) if form.fullmatch(text.replace("<pad>", ""))]
     assert len(responses) > len(out) / 2
 
