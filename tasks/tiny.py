@@ -1,9 +1,9 @@
 r"""A task and a model small enough to watch entropy control work on a laptop: no network, no file, no GPU.
 
-The task in one sentence: given a number of three digits, write any eight characters and then a box with two digits, such
-that the sum of both numbers is divisible by neither 2 nor 5 and leaves a remainder below 6 when it is divided by 13. To
-`347` the response `!"a(#!xy\boxed{20}` is correct, because of 367 = 28 · 13 + 3. About 18 of the 100 possible boxes are
-correct for each number, and the eight characters are free.
+The task in one sentence: given a number of three digits, write any eight characters and then a box with two digits,
+such that the sum of both numbers is divisible by neither 2 nor 5 and leaves a remainder below 6 when it is divided by
+13. To `347` the response `!"a(#!xy\boxed{20}` is correct, because of 367 = 28 · 13 + 3. About 18 of the 100 possible
+boxes are correct for each number, and the eight characters are free.
 
 So a response is like a real solution in two ways: there are many correct ones, and most tokens do not decide whether it
 is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the

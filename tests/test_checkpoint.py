@@ -37,8 +37,8 @@ def score(golds, completions):
     return tiny.score(golds, completions)
 """
 FLAGS = (
-    "--preset tiny --total-steps 6 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 --sampler transformers "
-    "--save-every 2 --reward saboteur:score"
+    "--preset tiny --total-steps 6 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 "
+    "--sampler transformers --save-every 2 --reward saboteur:score"
 ).split()
 
 

@@ -21,7 +21,8 @@ from trainer.distributed import my_share, seed_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = (
-    "--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 --sampler transformers --schedule id"
+    "--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 "
+    "--sampler transformers --schedule id"
 ).split()
 MISCHIEF = """
 import os, time, signal

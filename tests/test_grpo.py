@@ -149,7 +149,7 @@ from trainer.config import parse_config
 from trainer.distributed import Phases, end_distributed, init_distributed
 
 argv = "--preset tiny --sampler transformers --objective track --target 0:2,1:2 --schedule upper --prompts-per-step 8 "
-argv += "--group-size 8 --epochs 4 --mini-batches 1 --train-regions E1,E2,E3 --temperature 2"  # rows differ in length when it is hot
+argv += "--group-size 8 --epochs 4 --mini-batches 1 --train-regions E1,E2,E3 --temperature 2"  # hot: lengths differ
 cfg = parse_config([*argv.split(), "--output", sys.argv[1] + "/run"])
 phases = Phases(10)
 run, _ = grpo.set_up(cfg, init_distributed(5), phases)
@@ -200,8 +200,8 @@ def short_run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "id"
     done = torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
-        *["--sampler", "transformers"],
+        *"--preset tiny --schedule id --total-steps 4 --sampler transformers".split(),
+        *"--prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
         "--output",
         directory,
     )
@@ -247,8 +247,8 @@ def test_the_same_command_gives_the_same_run(short_run, tmp_path):
     directory, _ = short_run
     torchrun(
         "grpo.py",
-        *"--preset tiny --schedule id --total-steps 4 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
-        *["--sampler", "transformers"],
+        *"--preset tiny --schedule id --total-steps 4 --sampler transformers".split(),
+        *"--prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1".split(),
         "--output",
         tmp_path / "again",
     )

@@ -128,7 +128,9 @@ def test_mismatch_estimates_the_kl_without_bias(seed):
 
 # -------------------------------------------------------------------------------------------------------- whole runs
 
-SHORT = "--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 --schedule static".split()
+SHORT = (
+    "--preset tiny --total-steps 3 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 --schedule static"
+).split()
 
 
 def metrics(directory):
