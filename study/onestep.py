@@ -1,7 +1,7 @@
 """One token, one small step: does the policy's entropy go where the token's region says?
 
     python -m study.onestep                                     # a table for each of four policies, about a minute
-    python -m study.onestep --words-task runs/words-task        # and of words.py's pretrained model, about 20 minutes
+    python -m study.onestep --words-task runs/words-task        # and of tasks/words.py's model, about 20 minutes
 
 For a sampled token a and Â = ±1 at random, one gradient step on Â ln π(a|s) alone, small enough to be first order. Its
 effect on the entropy of the token's own state is compared with the sign that the paper's rule gives (surprisal against
@@ -107,7 +107,7 @@ def table(name: str, rows: torch.Tensor) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=500, help="steps for each policy")
-    parser.add_argument("--words-task", type=Path, help="made by words.py; default: left out")
+    parser.add_argument("--words-task", type=Path, help="made by tasks/words.py; default: left out")
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(

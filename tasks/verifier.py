@@ -2,10 +2,10 @@ r"""Is the last \boxed{...} of a text the gold answer? The verifier behind `rewa
 
     judge(["1/2"], [r"... so it is \boxed{0.5}."])  # [("0.5", "correct")]
 
-The braces of that box must balance. There is no fallback to "Answer:" lines or to the rest of the text. answers.py
-gives gold and answer one form, and decides where their texts are enough: for integers, units and words. math-verify
-judges every other pair, in the processes of workers.py. It reads LaTeX only, evaluates no code and takes no number out
-of junk. This table says what is judged how. A test reads it; two spaces separate the answers.
+The braces of that box must balance. There is no fallback to "Answer:" lines or to the rest of the text.
+tasks/answers.py gives gold and answer one form, and decides where their texts are enough: for integers, units and
+words. math-verify judges every other pair, in the processes of tasks/workers.py. It reads LaTeX only, evaluates no code
+and takes no number out of junk. This table says what is judged how. A test reads it; two spaces separate the answers.
 
     rule             | gold          | correct                                          | wrong
     integers         | 204           | 204.  0204  204.00  +204  $204$  204,            | -204  2040  204.5

@@ -7,7 +7,7 @@ r"""A pretrained language model on a task with many right answers: a word that b
 
 Prompt: A word that begins with B is ". Response: four tokens, right if they begin with a closed word, as `banana".`, of
 three letters or more of which the first is that letter; nobody checks the spelling. The model starts with one right in
-seven and an entropy of 4.3 nats, 5.9 in the first token. As in the paper's runs, and unlike in tiny.py,
+seven and an entropy of 4.3 nats, 5.9 in the first token. As in the paper's runs, and unlike in tasks/tiny.py,
 nothing was trained for the task, and nearly all of a large vocabulary is rare.
 """
 

@@ -1,4 +1,4 @@
-"""answers.py: what is decided from texts alone. test_rewards.py tests the verdicts, those of math-verify included."""
+"""tasks/answers.py: what is decided from texts alone. test_rewards.py tests the verdicts, math-verify's included."""
 
 import pytest
 from hypothesis import given, settings

@@ -126,10 +126,10 @@ def test_the_gain_and_the_part_of_the_integral_in_it_never_leave_their_range(ent
         assert abs(at(controller, step, entropy)) <= 1 and abs(ki * controller.memory) <= 1 + 1e-9
 
 
-CONTROLLERS = [METHODS[name] for name in ON_TARGET]
+ALL_ON_TARGET = [METHODS[name] for name in ON_TARGET]
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("controller", ALL_ON_TARGET)
 @pytest.mark.parametrize("entropy", [float("nan"), float("inf"), 0.0])
 def test_an_entropy_that_is_not_a_positive_number_is_refused(controller, entropy):
     with pytest.raises(ValueError, match="entropy at step 3"):
@@ -166,7 +166,7 @@ def test_stare_moves_its_weight_by_a_hundredth_and_uses_it_below_the_target():
     assert at(method, 81, 0.4) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("controller", CONTROLLERS)
+@pytest.mark.parametrize("controller", ALL_ON_TARGET)
 def test_a_controller_aims_at_the_next_step_and_restored_in_the_middle_goes_on_the_same(controller):
     rng = random.Random(1)
     entropies = [0.4 * rng.uniform(0.3, 1.4) for _ in range(40)]

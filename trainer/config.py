@@ -24,7 +24,7 @@ from schedules import SCHEDULES, TWO_PHASE, Schedule, make_schedule
 
 PRESETS = {
     "paper": {},  # Config's own defaults: arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
-    "tiny": dict(  # a model of 0.1M parameters and the task in tiny.py, on a laptop's CPU, in minutes
+    "tiny": dict(  # a model of 0.1M parameters and the task in tasks/tiny.py, on a laptop's CPU, in minutes
         model="tiny",
         data="tiny",
         od_ratio=0.6,  # the paper's 0.2 is never reached here

@@ -1,4 +1,4 @@
-"""Where a run's metrics go: metrics.jsonl, the progress bar, W&B and TensorBoard. metrics.py explains the keys."""
+"""Where a run's metrics go: metrics.jsonl, the progress bar, W&B and TensorBoard. The keys: trainer/metrics.py."""
 
 import json
 import os
