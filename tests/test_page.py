@@ -13,17 +13,17 @@ import select
 import shutil
 import subprocess
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from clipping import CLIP_HIGHER, EPS, M, U, clipped_surrogate, region_masks, threshold
+from clipping import CLIP_HIGHER, EPS, M, U, bound_in_p_old, clipped_surrogate, region_masks, threshold
 from grpo import group_advantages
 from methods import Target, make_method
 from schedules import make_schedule
 from study import softmax
-from study.figures import lower_bound, upper_bound
 
 PAGE = Path(__file__).parent.parent / "docs" / "index.html"
 FLAGS = (
@@ -139,6 +139,7 @@ def test_thresholds_and_bounds(page):
     given = {"lines": lines, "p": p.tolist()}
     functions = "[threshold, upperBound, lowerBound]"
     found = page.run(f"return {functions}.map((f) => given.lines.map((line) => given.p.map((p) => f(p, line))))", given)
+    upper_bound, lower_bound = partial(bound_in_p_old, side=1), partial(bound_in_p_old, side=-1)
     for function, values in zip((threshold, upper_bound, lower_bound), found):
         for line, value in zip(lines, values):
             assert value == pytest.approx(function(p, line).tolist(), **CLOSE)
@@ -288,7 +289,7 @@ def test_the_mouse_draws_a_target_and_the_run_goes_on_with_it(page):
 def test_the_command_is_the_same_setting(page):
     page.open("#method=track&target=0:1,1:0.5")
     command, settings = page.run("return [$('command').textContent, SETTINGS]")
-    prefix = "python -m study.softmax "
+    prefix = "./torchrun.sh python -m study.softmax "
     assert command.startswith(prefix)
     cfg = softmax.parse(command.removeprefix(prefix).split())
     assert asdict(cfg) == asdict(cfg) | settings | {"policy": "linear", "objective": "track", "target": "0:1,1:0.5"}
