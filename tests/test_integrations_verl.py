@@ -273,7 +273,7 @@ def test_driver_sends_the_lines_of_each_step(verl_trainer, tmp_path, schedule):
 
 @pytest.mark.parametrize("weights", [False, True])
 def test_driver_multiplies_gains_into_the_weights_that_are_there(verl_trainer, tmp_path, weights):
-    config = verl_config(tmp_path, "trainer.entropy_control.target=id", schedule="static")
+    config = verl_config(tmp_path, "trainer.entropy_control.target=up-down", schedule="static")
     trainer, saw = run_steps(verl_trainer, config, range(3), weights=weights)
     track = make_method("track", "up-down", 4)
     for step, (data, metrics, lines) in enumerate(saw):
@@ -292,7 +292,7 @@ def test_driver_multiplies_gains_into_the_weights_that_are_there(verl_trainer, t
         assert trainer.updated.put  # the batch that knows of the new field
 
 
-@pytest.mark.parametrize("options", [("od", []), ("static", ["trainer.entropy_control.target=id"])])
+@pytest.mark.parametrize("options", [("od", []), ("static", ["trainer.entropy_control.target=up-down"])])
 def test_driver_resumes_exactly(verl_trainer, tmp_path, options):
     schedule, overrides = options
     _, whole = run_steps(verl_trainer, verl_config(tmp_path, *overrides, schedule=schedule), range(4))

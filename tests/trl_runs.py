@@ -136,7 +136,7 @@ class Witness(FlexibleGRPOTrainer):
 
 def one_rank(model: str, folder: str) -> None:
     """Trains, and leaves in `folder` what this rank saw."""
-    trainer = make_trainer(Witness, model, folder, schedule="static", target="id", temperature=0.9)
+    trainer = make_trainer(Witness, model, folder, schedule="static", target="up-down", temperature=0.9)
     trainer.train()
     rank = trainer.accelerator.process_index
     logged = [line["flexible/entropy"] for line in trainer.state.log_history if "flexible/entropy" in line]
