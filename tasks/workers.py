@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from multiprocessing.connection import wait
 
 CPU_SECONDS = (0.25, 1.5)  # of a first try and of a second; ordinary answers take 5 ms, 1 in 100 more than 60 ms
@@ -125,38 +126,93 @@ def _serve() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever the parser prints is no reply
     from latex2sympy2_extended import NormalizationConfig
+    from latex2sympy2_extended.latex2sympy2 import latex2sympy, normalize_latex
     from latex2sympy2_extended.logic import And
     from latex2sympy2_extended.sets import FiniteSet
-    from math_verify import LatexExtractionConfig, parse
+    from math_verify import grader
     from math_verify import verify as math_verify
-    from sympy import Eq, Union
+    from sympy import Basic, Eq, Float, I, Intersection, MatrixBase, Rational, Symbol, Tuple, Union, floor, log, pi
+    from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
-    form = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="last")  # units: 3x+2t is 3x+2
-    config = [LatexExtractionConfig(boxed_match_priority=0, normalization_config=form)]
+    form = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
+    scales = {"%": Rational(1, 100), "°": pi / 180}
 
-    def read(text: str) -> list:
-        # "first_match": if the box can't be read, nothing inside it is read on its own
-        parsed = parse(rf"\boxed{{{text}}}", config, "no_fallback", "first_match", None)
-        parts = parsed[0].args if parsed and isinstance(parsed[0], FiniteSet) and re.search(r"\bor\b", text) else ()
-        if parts and all(isinstance(part, (Relational, And)) and not isinstance(part, Eq) for part in parts):
-            with suppress(Exception):  # sympy has no set for every relation
-                return [Union(*(part.as_set() for part in parts))]  # x<0 or x>1
+    @lru_cache(20)  # one gold comes with many answers
+    def read(text: str) -> Basic | MatrixBase | None:
+        if re.search(r"[0-9)}] ?[_']", text):  # the parser would take 16_8 for 16
+            return None
+        try:
+            parsed = latex2sympy(normalize_latex(text, form), is_real=True, normalization_config=None)
+            parsed = parsed.xreplace({Symbol("i", real=True): I})
+        except Exception:
+            return None
+        if isinstance(parsed, FiniteSet) and all(map(is_inequality, parsed.args)) and len(parsed.free_symbols) == 1:
+            with suppress(Exception):  # x<0 or x>1
+                join = Union if re.search(r"\bor\b", text) else Intersection
+                return join(*(part.as_set() for part in parsed.args))
         return parsed
 
-    def places(number: object) -> int:
-        """Decimals that show four digits of a number, so that small ones do not all look like 0."""
+    def is_inequality(parsed: Basic) -> bool:
+        return isinstance(parsed, (Relational, And)) and not parsed.atoms(Eq)
+
+    def value(parsed: Basic | MatrixBase) -> Basic | MatrixBase | None:
+        """What an equation says of a name: 5 for x = 5 = 10/2. None for every other equation."""
+        if isinstance(parsed, FiniteSet):
+            values = [value(part) for part in parsed._unsorted_args]
+            return None if None in values else FiniteSet(*values)
+        if not isinstance(parsed, (Eq, And)) or is_inequality(parsed):
+            return parsed
+        parts = [parsed] if isinstance(parsed, Eq) else parsed._unsorted_args
+        sides = [side for part in parts for side in part.args]
+        sides = [side for side in sides if not isinstance(side, (Symbol, AppliedUndef))]
+        return sides[0] if sides and all(equal(sides[0], side) for side in sides[1:]) else None
+
+    def numbers_equal(a: Basic | MatrixBase, b: Basic | MatrixBase, *_: int) -> bool:
+        """In place of math-verify's comparison, for which all small numbers are equal. Decimals have to agree in six
+        decimals, or in four digits where these come later; fractions in all digits, other exact numbers in 30."""
+        if isinstance(a, MatrixBase) and isinstance(b, MatrixBase):
+            return a.shape == b.shape and all(grader.sympy_expr_eq(x, y, 6, 15) for x, y in zip(a, b))
         try:
-            return 3 - math.floor(math.log10(abs(float(number))))
-        except Exception:  # no number, 0, or too large for a float
-            return 0
+            a, b = a.doit(), b.doit()
+            if a.is_Rational and b.is_Rational:
+                return a == b
+            x, y = a.evalf(40), b.evalf(40)
+            size = max(abs(x), abs(y))
+            if not size.is_finite:
+                return x == y
+            tolerance = size * Rational(10) ** -30
+            if a.has(Float) or b.has(Float):
+                tolerance = Rational(10) ** min(-6, floor(log(size, 10)) - 3) / 2
+            return bool(abs(x - y) <= tolerance)
+        except Exception:  # no numbers
+            return False
+
+    grader.sympy_numeric_eq = numbers_equal
+
+    def equal(wanted: Basic | MatrixBase, found: Basic | MatrixBase) -> bool:
+        found = found if wanted.atoms(Eq) else value(found)
+        if found is None:
+            return False
+        for matrix, other in ((wanted, found), (found, wanted)):
+            if isinstance(matrix, MatrixBase) and 1 in matrix.shape and not isinstance(other, MatrixBase):
+                wanted, found = (Tuple(*matrix), other) if matrix is wanted else (other, Tuple(*matrix))
+        free = [{name for name in side.free_symbols if name.name in ("k", "m", "n")} for side in (wanted, found)]
+        if wanted.has(pi) and len(free[0]) == len(free[1]) == 1:  # pi/4 + k pi
+            found = found.xreplace(dict(zip(free[1], free[0])))
+        if is_inequality(wanted) and is_inequality(found) and wanted.free_symbols == found.free_symbols:
+            with suppress(Exception):  # sympy has no set for every relation
+                wanted, found = wanted.as_set(), found.as_set()
+        return math_verify(wanted, found, allow_set_relation_comp=True, timeout_seconds=None)
 
     def judge(gold: str, answer: str) -> str:
-        wanted, found = read(gold), read(answer)
-        if not (wanted and found):
-            return "unparsed" if wanted else "bad_gold"
-        rounding = max(6, places(wanted[0]), places(found[0]))
-        same = math_verify(wanted, found, rounding, allow_set_relation_comp=True, timeout_seconds=None)
+        wanted, found = (read(text.rstrip("%°")) for text in (gold, answer))
+        if wanted is None or found is None:
+            return "bad_gold" if wanted is None else "unparsed"
+        scale = [scales.get(text[-1], 1) for text in (gold, answer)]
+        same = False
+        with suppress(Exception):
+            same = equal(wanted, found) or scale[0] != scale[1] and equal(wanted * scale[0], found * scale[1])
         return "correct" if same else "wrong"
 
     judge(r"\left(\frac{1}{2}, 2x^2-\sqrt{3}\right)", r"(0.5, -\sqrt3+2x^{2})")  # fills the parser's tables: 0.2 s

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tasks.answers import compare, normalise, quantity, word
 
 PIECES = [
-    *"7 8 x , . $ ~ \\ { } ( ) [ ] = - – + * ^ _ / % ! ½ ² √ ° ７ 万 元 é".split(),
+    *"7 8 x , . : $ ~ \\ { } ( ) [ ] = - – + * ^ _ / % ! ½ ² √ ° ７ 万 元 é π £ 八 A".split(),
     *r"\\ \! \, \; \( \] \$ \% \frac \sqrt \text{ \text{m} \bf \color{red} \circ \overline{3} \pmod \approx".split(),
     *" \n\0\u200b\ud800",
     "dollars",
@@ -75,12 +75,22 @@ def integer_forms(n):
         ("60 km/h", "60", ("h", "km")),
         (r"60 \text{ kilometers per hour}", "60", ("h", "km")),
         (r"\frac{1}{2}\text{ hours}", r"\frac{1}{2}", ("h",)),
-        (r"12\pi \text{ units}", r"12\pi", ("units",)),
+        (r"12\pi \text{ units}", r"12\pi", ("unit",)),
         (r"\$4.50", "4.5", ("dollar",)),
         (r"9\%", "9", ("%",)),
         ("30°", "30", ("deg",)),
         ("1f_{16}".upper(), "1F", ("_16",)),
-        ("3 blind mice", "3", ("blind", "mice")),
+        ("3 apples per day", "3", ("apple", "day")),
+        ("9.8 m/s^2", "9.8", ("m", "s", "sq")),
+        (r"12\pi\text{ cm²}", r"12\pi", ("cm", "sq")),
+        (r"9.8\,\Omega", "9.8", ("ohm",)),
+        ("5平方千米", "5", ("km", "sq")),
+        ("(1011)_2", "1011", ("_2",)),
+        ("3 blind mice", "3 blind mice", ()),  # units are an allow-list
+        ("36π", r"36\pi", ()),
+        (r"7 \text{ pairs}", r"7 \text{ pairs}", ()),
+        (r"7 \text{ square}", r"7 \text{ square}", ()),
+        (r"16\text{M}", r"16\text{M}", ()),
         ("2m", "2m", ()),  # products
         ("2 m", "2 m", ()),
         ("2xy", "2xy", ()),
@@ -101,7 +111,7 @@ def test_words(text):
     assert word(normalise(text)) == "east"
 
 
-@pytest.mark.parametrize("text", [r"\frac{e}{a}", "e^a", r"\text{east 5}", "", "5", "a, b"])
+@pytest.mark.parametrize("text", [r"\frac{e}{a}", "e^a", r"\text{5 east}", "", "5", "a, b"])
 def test_no_words(text):
     assert word(normalise(text)) == ""
 
@@ -124,6 +134,20 @@ def test_no_text_takes_long():
         "1 ",
         "0.",
         "9",
+    ]
+    parts += [
+        r"\dot{1}",
+        ":",
+        "x:",
+        " for all x",
+        r"\{x:",
+        r"\{x \mid",
+        "C_{1}^{2}",
+        "一",
+        "7万",
+        "A, ",
+        "x=",
+        r"\langle ",
     ]
     for part in parts + [r"\overline{3}", r"\text{ cm}^2", "½", "√", " \\\\", r"\pmod{", "{a}", "(C)", "%"]:
         for start in ("", "5", "5 ", "1,000", "{", r"\text{"):

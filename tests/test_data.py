@@ -322,7 +322,7 @@ BENCHMARK_ROWS = {  # name: (rows in the shape of the hub's, what they become)
                 "unique_id": "i",
             }
         ],
-        [r"\left( 3, \frac{\pi}{2} \right)"],
+        [r"( 3, \frac{\pi}{2} )"],
     ),
     "gsm8k": ([{"question": "p", "answer": "5 * 2 = <<5*2=10>>10\n#### 1,450"}], ["1450"]),
     "olympiad": (

@@ -126,6 +126,47 @@ y=-2x: -2x
 .0000672: 6.72e-5  0.0000672
 90^{\circ}$,$60^{\circ}: 90, 60  60^\circ, 90^\circ
 @@: @@
+5: \tiny 5  \mathsf{5}  \texttt{5}  \emph{5}  \strut 5  5\hspace{1cm}  5&  "5"  __5__  \text{five}  ５。  \#5  5¢
+5: 5千克  5千米  5平方米  5个  5\text{ people}  5 \text{ miles per hour}  \text{€}5  5£  USD 5  5 \text{ square units}
+9.8: 9.8\,\Omega  9.8\AA  9.8 \text{ N}  9.8 \mathrm{~m} / \mathrm{s}^{2}  9.8 m/s  9.8 °C  9.8\text{ kWh}
+15\mbox{ cm}^2: 15\text{cm²}  15 \text{ sq cm}  15平方厘米
+70000: 7万  七万元
+0.5: 五成  50\%
+21: 21st  21^{st}  21$^\text{st}$
+2\pi: 2π  2 pi  π+π
+-i: -1i  i^3  \frac{1}{i}
+\{i,-i\}: \pm i
+\sqrt[3]{2}: ∛2  \sqrt[3]2  2^{1/3}
+\sqrt{5}: sqrt(5)  5^{0.5}  \sqrt(5)
+e^{16}-1: -1 + exp(16)
+\arctan\frac{1}{2}: \text{arctan}\frac12  arctan(0.5)  \tan^{-1}\frac12  \operatorname{arctan}\frac{1}{2}
+\frac{\pi}{2}: π/2  pi/2  90°
+120^\circ: 120\degree  120º  \frac{2\pi}{3}  120度
+\sqrt{2}\%: \sqrt2 \%  \frac{\sqrt2}{100}
+66\frac{2}{3}\%: \frac{200}{3}\%  2/3
+\frac{5}{33}: 0.\dot{1}\dot{5}  0.(15)  0.\overline{15}
+\frac{4}{27}: 0.\dot{1}4\dot{8}
+\infty: +\infty  ∞  \text{Infinity}  infinity
+\mathbb{R}: \mathbb R  \Bbb{R}  x\in\mathbb{R}  all reals
+x \in [-2,7]: \{x \mid -2 \le x \le 7\}  \{x \in \mathbb{R} : -2≤x≤7\}  x∈[-2,7]  7 \ge x \ge -2
+|x|<3: -3<x<3  (-3,3)  x>-3 \text{ and } x<3
+k<4 \text{ and } k\neq 0: k<4且k≠0  k≠0, k<4  k\in(-\infty,0)\cup(0,4)
+(1,2): (x,y)=(1,2)  P = (1,2)  \bigl(1,2\bigr)  \langle 1,2\rangle  (1;2)  x=1, y=2
+(2,1): x=2, y=1
+\begin{pmatrix}-2\\-14\\-7\end{pmatrix}: (-2,-14,-7)  \begin{bmatrix}-2\\[0.5em]-14\\[0.5em]-7\end{bmatrix}
+\mathbf{i}+2\mathbf{j}: \vec{i}+2\vec{j}  \hat i+2\hat j  i+2j
+f(x)=x+1: f(x)=x+1, x\in\mathbb{R}  f(x)=x+1 \text{ for all real numbers } x  f(x)=x+1 \quad \forall x
+\frac{1}{2}: \frac12 = 0.5  p = 1/2 = 0.5  P(A)=\frac12
+m_{\max }=n^{2}-n-1: n^2-n-1  m_{\max}=n^2-n-1
+E: E)  E: a risk score  E。  \textbf{(E)}\ 12  Option E
+AC: A and C  (A),(C)  C, A
+\text{no solution}: no solutions  No solution.
+\text{Saturday}: a Saturday  on Saturday
+\text{甲}: 甲。  甲
+12:30: 12 : 30  12\colon 30  12：30
+1011_2: (1011)_2  1011_{\text{2}}
+2^{1009}: 2 \cdot 2^{1008}
+\frac{1}{52!}: \frac{1}{52 \cdot 51!}
 """
 WRONG = r"""
 7: 8  -7  70  7,000  7.5  x>7  ٧  11  7!  7^2  7²  \neq 7  \text{less than }7  <7  7e1  7e-1
@@ -141,6 +182,22 @@ WRONG = r"""
 7: @@ 7 @@  @@ \frac{14}{2} @@  @@ 7\% @@  @@ x = 7  @@ $7$ @@  @@ \(7\) @@  @@ \begin{align}7\end{align} @@
 7: final answer is $7$. I hope  8\boxed7  8 \} 7  \}7\{  __import__('os')._exit(7)  eval('3+4')
 7: 7\x00  \input{/etc/passwd}
+7: 7π  7θ  7é  7ж  7\theta
+7: 7 \text{ twelfths}  7 \text{ dozens}  7 \text{ lakh}  7成  7倍  7\text{M}  7K  7 \text{ pairs}  7 \text{ square}
+7: 7 \text{ percentile}  7\text{ times } 2  7\text{ base eight}  7 \text{ sixteenths}  7 \text{ squared}  7'
+7: 2x=7  x/2=7  x+y=7  x(x+1)=7  |x|=7  \sqrt{x}=7  \pi=7  3=7  7=8  7=2x  -7=x  n!=7  x^2=y=7  x^2=49, x=7
+16: 16_8  16_{16}  16_{\text{eight}}  (16)_8  16_8+0  \text{16}_8
+e^{-40}: e^{-40}+e^{-41}  10^{-17}
+\frac{1}{52!}: 10^{-40}  \frac{1}{51!}
+(e^{-30},e^{-31}): (e^{-31},e^{-30})  (e^{-30},0)
+2^{1009}: 2^{1009}+1
+1: 1+10^{-16}
+\infty: -\infty  0
+|x|<3: x<3  [-3,3]
+x>0, y>0: y>0
+(1,2): x=2,y=1  f(1,2)=3
+1,2: x^2=1, x=2
+E: D: E  A, E  E: x, D: y
 204: 2 04  20 4  2,04  204,0  204.5  2.04  20.4  –204
 3\sqrt{13}: 3  3\sqrt{1}3
 1/2: 1/3  \frac{2}{1}  0.50001
@@ -230,6 +287,8 @@ def test_no_answer_is_paid_for_two_integers():
         (r"\boxed{7}{8}", "correct", "7"),
         (r"\boxed{}", "unparsed", ""),
         (r"\boxed{ . }", "unparsed", ""),
+        (r"\boxed{7} \text{ where } \boxed{ }", "correct", "7"),
+        (r"\boxed{8} \boxed{7} \boxed{\quad}", "correct", "7"),
         (r"\boxed{" + "7" * 512 + "}", "wrong", "7" * 512),
         (r"\boxed{" + "7" * 513 + "}", "too_long", None),
         (None, "no_box", None),
@@ -267,8 +326,71 @@ GOLDS = [  # gold, the text that it becomes
     (r"11,\! 111,\! 100", "11111100"),
     (0.25, "0.25"),
     ("y = 2x+3", "y = 2x+3"),
+    ("18 dollars", "18 dollars"),
 ]
 NO_GOLDS = ["", "@@", r"\frac{1}{", None, math.nan, True, ["1", "2"], "\ud800", "x" * 600, 10**400]
+NO_GOLDS_NAMED = {
+    "a date": ["2024-01-05", "1/5/2024", "2024/1/5"],
+    "no answer": ["None", "NaN", "nan", "N/A", "proof", "null"],
+    "Python": ["b'5'", "['6', '7']", '["6"]', "{'a': 5}"],
+    "a sentence": [
+        "So she makes 18 dollars every day.",
+        "x is 18",
+        "The answer is 18.",
+        "He has 5 apples left",
+        "She sold the eggs at the market",
+    ],
+}
+# The forms in which the data sets write golds: DAPO, AIME, AMC, GSM8K, MATH-500, OlympiadBench.
+GOLD_FORMS = r"""34
+-3
+025
+27.0
+1,450,000
+.35625
+[-2,7]
+\frac{243}{625}
+\frac{270}7
+6+9i
+Evelyn
+3\sqrt{13}
+(-\infty,2)\cup(3,\infty)
+137\frac{1}{2}
+(\frac{3}{5},\frac{8}{3}]
+18.90
+-2,1
+\{1\pm\sqrt{5},-2\}
+4210_{5}
+(E)
+\cotx
+5x-7y+11z+4=0
+\begin{pmatrix}-1/3\\2/3\\5/3\end{pmatrix}
+\frac{1}{2 n+2}
+\binom{2n}{n}
+m n-\lfloor m / 2\rfloor
+69$,$84
+f(n)=n$, $g(n)=1
+\angle B E A_{1}=90$,$\angle A E B_{1}=90
+\left\lfloor\log _{2} n\right\rfloor+1
+m_{\max }=n^{2}-n-1
+k \geqslant 2
+(-\infty, 0) \cup\{1\}$.
+\frac{8}{\sqrt[3]{7}}
+90^{\circ}$,$60^{\circ}
+(45^{\circ}, 60^{\circ}),(135^{\circ}, 60^{\circ})
+8 \%
+62.5%
+10^{100}$,$10^{1 / 100}
+x=\frac{1}{6} \pi+\pi k, \frac{1}{3} \pi+\pi k
+\frac{d !}{2 k(d-k) !}
+\quad(2+\sqrt{2}, 1+\sqrt{2})
+\text{June 20}
+x<0 or x>1
+5 \text{ m}
+\frac{100}{3}\%
+\$12.50
+2:3:5
+1, 2, \ldots, n""".splitlines()
 
 
 def test_golds_are_normalised_once_and_for_all():
@@ -282,6 +404,31 @@ def test_golds_that_cannot_be_used_are_named_among_those_that_can():
     assert [problem for _, problem in checked[:1] + checked[-1:]] == [None, None]
     for gold, (_, problem) in zip(NO_GOLDS, checked[1:-1]):
         assert ascii(gold)[:100] in problem and "can't be used" in problem
+
+
+def test_golds_that_no_answer_can_match_are_refused_and_pay_nothing():
+    golds = sum(NO_GOLDS_NAMED.values(), [])
+    names = [name for name, found in NO_GOLDS_NAMED.items() for _ in found]
+    for name, (_, problem) in zip(names, check_golds(golds)):
+        assert f"({name})" in problem
+    results = score(golds + ["2024-01-05"], [*map(box, golds), box("2018")])
+    assert {(result.reward, result.reason) for result in results} == {(0.0, "bad_gold")}
+
+
+def test_check_golds_and_score_agree():
+    """A gold that passes is paid for itself in every usual spelling."""
+    assert [problem for _, problem in check_golds(GOLD_FORMS)] == [None] * len(GOLD_FORMS)
+    spell = [
+        lambda gold: gold,
+        lambda gold: f"${gold}$",
+        lambda gold: rf"\, {gold}\;",
+        lambda gold: gold.replace(r"\frac", r"\dfrac").replace(",", ", "),
+        lambda gold: rf"\displaystyle{{{gold}}}.",
+        lambda gold: gold if "text" in gold else gold.replace(" ", r"\,"),
+    ]
+    said = [(gold, spelled(gold)) for gold in GOLD_FORMS if gold != "1,450,000" for spelled in spell]
+    results = score([gold for gold, _ in said], [box(answer) for _, answer in said])
+    assert [(*pair, result) for pair, result in zip(said, results) if result.reward != 1.0] == []
 
 
 def test_every_usable_gold_is_its_own_answer():
