@@ -7,7 +7,7 @@ import torch
 from helpers import python
 from transformers import AutoModelForCausalLM, Qwen2Config
 
-from study.memory import main, micro_batches, step_time, training_memory
+from study.memory import GIB, main, micro_batches, step_time, training_memory
 from trainer.policy import check_memory
 
 CPU = torch.device("cpu")
@@ -58,14 +58,47 @@ def test_step_time_scales_as_the_work_does(tmp_path):
     rates = dict(decode_rate=100, tflops=1e-6, gpu_gbytes=1, node_gbytes=1)
     a = Namespace(**work, **rates)
     n = sum(p.numel() for p in AutoModelForCausalLM.from_config(Qwen2Config.from_pretrained(model)).parameters())
-    rollout, old, update, gather, between, sync = step_time(model, 8, 1, a).values()
+    rollout, old, update, gather, between, sync, rest = step_time(model, 8, 1, a).values()
     planned, padding = micro_batches(a, 32, 8)
     assert rollout == 64 * 90 / (100 * 8)
     assert old == pytest.approx(2 * n * 6400 / (1 - padding) / (1e6 * 8)) and update == pytest.approx(4 * old)
-    assert gather == pytest.approx(2 * planned * 8 * n / 1e9) and between == 0 and sync == pytest.approx(2 * n / 1e9)
+    assert (
+        gather == pytest.approx(2 * planned * 8 * n / 1e9) and between == 0 and sync == pytest.approx(0.3 + 2 * n / 1e9)
+    )
     two = list(step_time(model, 8, 2, a).values())
     assert two[0] == pytest.approx(rollout / 2) and two[4] > 0
     assert 0 <= padding < 0.5 and 1 <= planned <= 4  # 32 rows on 8 ranks are 4 a rank
+
+
+def qwen(directory, width, inner, layers, heads, kv_heads, tied):
+    """Qwen2.5's shape, of one size or another."""
+    Qwen2Config(
+        vocab_size=151936,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        tie_word_embeddings=tied,
+    ).save_pretrained(directory)
+    return str(directory)
+
+
+def test_the_step_that_was_measured(tmp_path):
+    """study/results/gpu: 256 responses of 512 tokens, 157,000 tokens with their prompts, 1.5B's shape on one H200."""
+    model = qwen(tmp_path, 1536, 8960, 28, 12, 2, True)
+    work = dict(rows=256, prompt_tokens=101, response_tokens=512, updates=4, micro_batch_tokens=16384)
+    a = Namespace(**work, decode_rate=0.0, tflops=0.0, gpu_gbytes=200.0, node_gbytes=25.0)
+    rollout, old, update, gather, _, sync, rest = step_time(model, 1, 1, a).values()
+    assert 4 < rollout < 8 and 9 < old + update < 11.5 and gather == 0 and 0.2 < sync < 0.35
+    assert 15 < rollout + old + update + sync + rest < 21
+
+
+def test_the_memory_that_was_measured(tmp_path):
+    """study/results/gpu: 7 layers of 7B's shape took 34.9 GiB, AdamW without its moments, the head without p kept."""
+    parts = training_memory(qwen(tmp_path, 3584, 18944, 7, 28, 4, False), 1, 16380, on_gpu=True)
+    counted = sum(parts.values()) - parts["optimizer"] - list(parts.values())[-1]
+    assert 34.9 < counted / GIB < 1.2 * 34.9
 
 
 def test_a_bad_model_is_one_line(tmp_path, capsys):
