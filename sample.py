@@ -166,6 +166,8 @@ CPU_OPTIONS = dict(enforce_eager=True, kv_cache_memory_bytes=256 << 20)
 # Ran on one GPU, with vLLM 0.26 (study/results/gpu). The head in float32: bf16 logits would put ln p 0.01 nats off.
 GPU_OPTIONS = dict(enable_sleep_mode=True, hf_overrides={"head_dtype": "float32"})
 
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
 
 class HFSampler(Sampler):
     """transformers alone, wherever the trainer runs: a plain decoding loop over a batch padded on the left."""
@@ -288,11 +290,15 @@ def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_mem
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
-    why, config = "asked for", AutoConfig.from_pretrained(model_dir).get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        if kind == "vllm":  # seen in 0.32
-            raise ValueError("--sampler vllm: vLLM misreads the experts' weights at a sync; use --sampler transformers")
-        kind, why = "transformers", "vLLM misreads the experts' weights at a sync"
+    why, config, reason = "asked for", AutoConfig.from_pretrained(model_dir).get_text_config(), None
+    if others := set(getattr(config, "layer_types", None) or ()) - ATTENTION:  # Qwen3.5, Jamba, LFM2 ...
+        reason = f"vLLM's sync of layers of {' and '.join(sorted(others))} was never tried"
+    elif any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        reason = "vLLM misreads the experts' weights at a sync"  # seen in 0.32
+    if reason and kind == "vllm":
+        raise ValueError(f"--sampler vllm: {reason}; use --sampler transformers")
+    if reason:
+        kind, why = "transformers", reason
     if kind == "auto":
         try:
             import vllm

@@ -114,8 +114,10 @@ class Config:
     )
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: Positive = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
+    # Others use .5 to .6 (verl's tuning page), and ran out of memory at .7 when vLLM woke beside what the trainer still
+    # held (SkyRL #2248). .75 would leave 9 GB of 80 beside 7B's weights and moments on 8 GPUs.
     vllm_gpu_memory: Annotated[float, Range(0.01, 0.99)] = opt(
-        0.75, "vLLM's share of each GPU's memory while it generates"
+        0.6, "vLLM's share of each GPU's memory while it generates"
     )
     vllm_max_num_seqs: Positive = opt(512, "sequences that an engine decodes at once")  # all of a GPU, if there are 8
     is_correction: Literal["auto", "none", "token"] = opt(
