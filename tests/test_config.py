@@ -1,6 +1,7 @@
 """The command line: presets, and errors that are one line: pytest tests/test_config.py"""
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -97,3 +98,14 @@ def test_a_bad_flag_is_one_line_that_names_it(flags, message, capsys):
 def test_flags_override_the_preset():
     cfg = parse_config(["--preset", "paper", "--lr", "5e-6", "--group_size", "16"])
     assert (cfg.lr, cfg.group_size, cfg.total_steps, cfg.model) == (5e-6, 16, 400, "Qwen/Qwen2.5-7B")
+
+
+@pytest.mark.parametrize("gpus, ranks, preset", [(0, 1, "tiny"), (1, 1, "small"), (8, 8, "paper"), (1, 8, "paper")])
+def test_the_preset_is_that_of_the_gpus(gpus, ranks, preset, monkeypatch):
+    """The GPUs are made up. In the last case each of eight ranks sees its own alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    cfg = parse_config([])
+    assert cfg.preset == preset and cfg.schedule == ("od" if preset == "small" else "id")
+    assert parse_config(["--objective", "clip-cov"]).schedule == "static"
