@@ -87,6 +87,16 @@ def test_bf16_weights_cost_no_accuracy(device, kept, monkeypatch):
             assert (got - expected).norm() / expected.norm() < 4 * 2**-9
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_recomputing_takes_little_more_memory_than_trl():
+    pytest.importorskip("trl")
+    from study.gpu_check import check_head
+
+    found = check_head(torch.device("cuda"), "1.5b")
+    assert found["head, ours, p recomputed: peak GiB"] <= 1.3 * found["head, TRL, with entropy: peak GiB"]
+
+
 @pytest.mark.skipif(not has_compiler, reason="torch.compile needs a C++ compiler here")
 def test_compiled_functions_compute_the_same(monkeypatch):
     """About 20 seconds. The last chunk of `token_stats` is shorter, so that its function is compiled twice."""

@@ -1,5 +1,7 @@
 """The memory estimate: pytest tests/test_memory.py"""
 
+import importlib.util
+import json
 from argparse import Namespace
 
 import pytest
@@ -9,8 +11,10 @@ from transformers import AutoModelForCausalLM, Qwen2Config
 
 from study.memory import GIB, main, micro_batches, step_time, training_memory
 from trainer.policy import check_memory
+from trainer.rollout import SYNC_TOLERANCE
 
 CPU = torch.device("cpu")
+needs_vllm = pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed here")
 
 
 def config(directory, hidden, layers):
@@ -108,9 +112,18 @@ def test_a_bad_model_is_one_line(tmp_path, capsys):
     assert stop.value.code == 2 and error.startswith("memory: error: ") and len(error.splitlines()) == 1
 
 
-def test_the_gpu_check_runs_at_toy_size_on_a_cpu(tmp_path):
-    done = python("-m", "study.gpu_check", "--layers", 2, "--output", tmp_path)
-    values = dict(line.strip("|").rsplit("|", 1) for line in done.stdout.splitlines() if line.startswith("| "))
-    values = {name.strip(): value.strip() for name, value in values.items()}
+@pytest.mark.parametrize("sampler", ["transformers", pytest.param("vllm", marks=needs_vllm)])
+def test_the_gpu_check_runs_at_toy_size_on_a_cpu(sampler, tmp_path):
+    done = python("-m", "study.gpu_check", "--commit", "abc", "--output", tmp_path, *["--vllm"] * (sampler == "vllm"))
+    cells = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    values = {name: value for name, value in cells}
     assert values["card"] == "CPU, toy sizes" and float(values["cosine of the gradients"]) > 0.999
+    for head in ("ours, p kept", "ours, p recomputed", "plain"):
+        assert float(values[f"head, {head}: mean \\|Δ ln p\\| against float32"]) < 1e-5
+    phases = "rollout reward gather sleep save old_stats update sync between step".split()
+    of_steps = [json.loads(values[f"{phase}, s, the last three steps"]) for phase in phases]
+    assert all(len(steps) == 3 for steps in of_steps)
+    for *parts, step in zip(*of_steps):
+        assert sum(parts) == pytest.approx(step, abs=0.0005 * len(phases))  # rounded to .001 each
+    assert max(json.loads(values["mean \\|ln π_old − ln π_sampler\\|, nats"])) < SYNC_TOLERANCE[torch.float32]
     assert not list(tmp_path.iterdir())  # results are of GPUs only
