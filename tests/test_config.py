@@ -71,7 +71,7 @@ def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
         (["--lr", "nan"], "--lr must be at least 1e-30"),
         (["--learning-rate", "1"], "--learning-rate"),
         (["--top-p", "0.9"], "--top-p 0.9"),
-        (["--overlong-buffer", "100"], "--overlong-buffer 100 exceeds --max-response-tokens 12"),
+        (["--overlong-buffer", "100"], "--overlong-buffer 100 exceeds --max-response-tokens 14"),
         (["--vllm-gpu-memory", "1"], "--vllm-gpu-memory must be at least 0.01 and at most 0.99"),
         (["--objective", "kl-cov", "--schedule", "id"], "--objective kl-cov does not use the thresholds"),
         (["--objective", "track", "--target", "0:1,0.5"], "target: '0.5' is neither"),
