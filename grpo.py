@@ -58,7 +58,8 @@ def training_step(run: Run, step: int) -> dict:
 
     # 1, 2: prompts -> responses -> rewards. Each rank takes its share of the prompts, then every rank gets everything.
     rollouts, rollout_report, run.draws = collect(cfg, run.environment, run.sampler, phases, step, run.draws)
-    run.sampler.sleep()
+    with phases("sleep"):
+        run.sampler.sleep()
     with phases("save"):
         run.checkpointer.finish()  # it was written while this step sampled; it must be whole before the weights change
 
@@ -97,7 +98,9 @@ def training_step(run: Run, step: int) -> dict:
         run.sampler.sync(policy.full_tensors())
     line = {"step": step, "entropy": entropy, "upper": upper, "lower": lower, "sampler_mismatch": mismatch}
     line |= {"lr": group["lr"], "n_tokens": len(advantages), "overlong_penalty": penalties.mean().item()}
-    line |= {"importance_weight": batch.importance.mean().item(), "schedule_state": run.schedule.state_dict()}
+    capped = (batch.importance == IS_CAP).double().mean().item()
+    line |= {"importance_weight": batch.importance.mean().item(), "importance_capped": capped}
+    line |= {"schedule_state": run.schedule.state_dict()}
     return line | rollout_report | update_report | run.method.report(step) | region_metrics(old, advantages, regions)
 
 
@@ -180,10 +183,10 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
         print0(f"grpo.py: error: {error}", file=sys.stderr)
         sys.exit(2)
     stop = StopRequest()  # until here a signal ends the process at once: there was nothing to lose
+    phases.take()
 
     for step in range(first_step, cfg.total_steps):
-        start = time.perf_counter()
-        phases.step, phases.seconds = step, {}
+        phases.step = step
         set_seed(seed_of(cfg.seed, "global", step, dist.get_rank()))  # for whatever draws from the global generators
         try:
             line = training_step(run, step)
@@ -191,7 +194,7 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
             stop_early(run, logger, step, f"grpo.py: error: {error}; stopped", 2)
         except FloatingPointError as error:  # raised alike on every rank
             raise FloatingPointError(f"{error}; {save_evidence(run, step)}") from None
-        logger.log(line | {"seconds": {**phases.seconds, "step": time.perf_counter() - start}})
+        logger.log(line | phases.take())
 
         signal_seen = stop.agreed()
         if signal_seen or (step + 1) % cfg.save_every == 0 or step + 1 == cfg.total_steps:

@@ -148,12 +148,12 @@ class VllmSampler(Sampler):
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": named_tensors})
         self._wake("kv_cache")  # only now: a sync needs some memory of its own
 
-    def _wake(self, tag):  # not yet run on a GPU; does nothing where nothing sleeps
+    def _wake(self, tag):  # does nothing where nothing sleeps
         torch.cuda.empty_cache()
         self.llm.wake_up(tags=[tag])
 
     def sleep(self):
-        if self.device.type == "cuda":  # not yet run; level 1 would keep a copy of weights that are old by then
+        if self.device.type == "cuda":  # level 1 would keep a copy of weights that are old by then
             self.ready = False
             self.llm.sleep(level=2)
 
@@ -163,8 +163,10 @@ class VllmSampler(Sampler):
 
 OPTIONS = dict(logprobs_mode="processed_logprobs", skip_tokenizer_init=True, disable_log_stats=True)
 CPU_OPTIONS = dict(enforce_eager=True, kv_cache_memory_bytes=256 << 20)
-# Not yet run on a GPU. The head in float32: bf16 logits would put ln p 0.01 nats off on average.
+# Ran on one GPU, with vLLM 0.26 (study/results/gpu). The head in float32: bf16 logits would put ln p 0.01 nats off.
 GPU_OPTIONS = dict(enable_sleep_mode=True, hf_overrides={"head_dtype": "float32"})
+
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class HFSampler(Sampler):
@@ -288,11 +290,15 @@ def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_mem
     """
     if kind not in ("auto", "vllm", "transformers"):
         raise ValueError(f'sampler is {kind!r}: use "auto", "vllm" or "transformers"')
-    why, config = "asked for", AutoConfig.from_pretrained(model_dir).get_text_config()
-    if any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
-        if kind == "vllm":  # seen in 0.32
-            raise ValueError("--sampler vllm: vLLM misreads the experts' weights at a sync; use --sampler transformers")
-        kind, why = "transformers", "vLLM misreads the experts' weights at a sync"
+    why, config, reason = "asked for", AutoConfig.from_pretrained(model_dir).get_text_config(), None
+    if others := set(getattr(config, "layer_types", None) or ()) - ATTENTION:  # Qwen3.5, Jamba, LFM2 ...
+        reason = f"vLLM's sync of layers of {' and '.join(sorted(others))} was never tried"
+    elif any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts")):
+        reason = "vLLM misreads the experts' weights at a sync"  # seen in 0.32
+    if reason and kind == "vllm":
+        raise ValueError(f"--sampler vllm: {reason}; use --sampler transformers")
+    if reason:
+        kind, why = "transformers", reason
     if kind == "auto":
         try:
             import vllm

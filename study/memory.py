@@ -4,8 +4,12 @@
 
 Sharded parts are divided by the ranks of a node. Weights, gradients and AdamW's two moments are float32 (16 bytes a
 parameter); on a GPU the computation is in bfloat16 with gradient checkpointing. The activations are an estimate, the
-rest is counted. The number of micro-batches is the planner's, for log-normal response lengths. **Nothing here was
-measured on a GPU**: `python -m study.gpu_check` measures the rates of one.
+rest is counted. The number of micro-batches is the planner's, for log-normal response lengths.
+
+The rates are those measured on one H200 (results/gpu). There steps of 256 responses of 512 tokens took 15 to 21 s with
+Qwen2.5-1.5B's shape, and 17 s are computed here from what its parts took; 7 layers of 7B's shape took 34.9 GiB without
+AdamW's moments, and 39 are computed. **Nothing of several GPUs was measured.** `python -m study.gpu_check` measures
+another card.
 """
 
 import argparse
@@ -20,6 +24,14 @@ from trainer.batching import plan_micro_batches
 from trainer.policy import decoder_layers
 
 GIB = 2**30
+# 10^12 bf16 operations a second, those that are recomputed counted: of a whole step (old statistics and update) of
+# Qwen2.5-1.5B's width; and at 7B's width of micro-batches alone, an MFU of .37 of 989 without the recomputed ones
+TFLOPS = {1536: 240.0, 3584: 490.0}
+# tokens/s of 256 sequences at once with 1.5B parameters (19,000 to 33,000). A larger model decodes more slowly as its
+# weights are more to read, which is computed; a smaller one was not measured, and is taken for no faster
+DECODE_RATE, DECODE_PARAMETERS = 26_000.0, 1.54e9
+START = 100  # seconds before the first step, half of them vLLM's
+CARD = 80e9  # bytes of memory
 
 
 def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: bool) -> dict[str, float]:
@@ -41,11 +53,15 @@ def training_memory(model: str, ranks: int, micro_batch_tokens: int, on_gpu: boo
         # of a layer, the next one, and the root
         "gathered weights and gradients": 2 * compute * (2 * max(sizes) + root),
         "activations": layer + len(sizes) * boundary if on_gpu else len(sizes) * layer,
-        "logits": 4 * 3 * (1024 if on_gpu else CHUNK) * vocabulary + 4 * vocabulary * width,
+        # a chunk's, and the head's gradient; see `logprobs._keeps` for what is kept for the backward pass
+        "logits": (6 * 1024 if on_gpu else 12 * CHUNK) * vocabulary + 4 * vocabulary * width,
     }
     if on_gpu:  # gradients are reduced in float32, and norms and rotations are computed in it
         parts["float32 copies of gathered gradients"] = 4 * (max(sizes) + root)
-        parts["float32 copies of activations"] = tokens * 4 * (4 * width + inner)
+        parts["float32 copies of activations"] = copies = tokens * 4 * (4 * width + inner)
+        kept = 2 * tokens * vocabulary  # freed before the layer's activations are computed again
+        kept = max(0, kept - layer - copies) if kept <= CARD / 16 else 0
+        parts["probabilities kept for the backward pass, beyond a layer's activations"] = kept
     return parts
 
 
@@ -66,25 +82,29 @@ def micro_batches(a: argparse.Namespace, rows: int, ranks: int) -> tuple[int, fl
 
 def step_time(model: str, gpus: int, nodes: int, a: argparse.Namespace) -> dict[str, float]:
     """{part: seconds of one step} of `nodes` × `gpus`, nothing overlapping: each part is its work divided by the rate
-    assumed in `a`."""
+    in `a`, or where that is 0 by the one measured at the nearest size."""
+    config = AutoConfig.from_pretrained(model).get_text_config()
     with torch.device("meta"):
-        lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model).get_text_config())
+        lm = AutoModelForCausalLM.from_config(config)
     n, ranks = sum(p.numel() for p in lm.parameters()), gpus * nodes
     per_update, padding = micro_batches(a, math.ceil(a.rows / a.updates), ranks)
     updates = a.updates * per_update
     responses = a.rows * a.response_tokens
     tokens = (responses + a.rows * a.prompt_tokens) / (1 - padding)
-    flops = 1e12 * a.tflops * ranks
+    tflops = a.tflops or TFLOPS[min(TFLOPS, key=lambda width: abs(width - config.hidden_size))]
+    decode_rate = a.decode_rate or DECODE_RATE * min(1.0, DECODE_PARAMETERS / n)
+    flops = 1e12 * tflops * ranks
     within, between = 1e9 * a.gpu_gbytes, 1e9 * a.node_gbytes
     return {
-        "rollout": responses / (a.decode_rate * ranks),
+        "rollout": responses / (decode_rate * ranks),
         "old log-probabilities: 2 FLOPs a parameter and token": 2 * n * tokens / flops,
         "update: 8, of which 2 are recomputed": 8 * n * tokens / flops,
         # bf16 weights twice, float32 gradients once
-        f"gathering weights, {updates} micro-batches": updates * (2 * 2 * n + 4 * n) / within,
+        f"gathering weights, {updates} micro-batches": updates * (2 * 2 * n + 4 * n) / within if ranks > 1 else 0.0,
         # each rank its shard
         "gradients between nodes": updates * 2 * 4 * n / gpus / between if nodes > 1 else 0.0,
-        "weights to the sampler": 2 * n / within,
+        "weights to the sampler": 0.3 + 2 * n / within,  # measured: 0.2 to 0.3 s, and no less for a tiny model
+        "the sampler's sleep and all else": 1.5,  # measured
     }
 
 
@@ -100,8 +120,8 @@ def main(argv: list[str] | None = None) -> None:
         ("--prompt-tokens", 150, "mean length of prompts"),
         ("--response-tokens", 1000, "mean length of responses"),
         ("--updates", 16, "optimizer steps on a rollout batch"),
-        ("--decode-rate", 3000.0, "response tokens per second and GPU while sampling"),
-        ("--tflops", 350.0, "10^12 bf16 operations per second and GPU that the update reaches"),
+        ("--decode-rate", 0.0, "response tokens per second and GPU while sampling; 0: as measured"),
+        ("--tflops", 0.0, "10^12 bf16 operations per second and GPU, recomputed ones too; 0: as measured"),
         ("--gpu-gbytes", 200.0, "GB per second of a collective within a node"),
         ("--node-gbytes", 25.0, "GB per second and GPU between nodes"),
     ):
@@ -120,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{host / GIB:8.2f} GiB  of host memory on a node while all ranks load\n")
     for name, value in seconds.items():
         print(f"{value:8.1f} s    {name}")
-    print(f"{sum(seconds.values()):8.1f} s    a step, if nothing overlaps")
+    print(f"{sum(seconds.values()):8.1f} s    a step, if nothing overlaps; the first after about {START} s")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ def compare(a: Path, b: Path) -> tuple[int, float]:
     """(metrics lines that differ, largest difference of a final weight); timings are left out."""
 
     def lines(run):
-        timings = ("seconds",)
+        timings = ("seconds", "memory")
         return [{k: v for k, v in line.items() if k not in timings} for line in read_lines(run / "metrics.jsonl")]
 
     a_lines, b_lines = lines(a), lines(b)

@@ -1,6 +1,7 @@
 """The command line: presets, and errors that are one line: pytest tests/test_config.py"""
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -70,7 +71,7 @@ def test_whatever_the_flags_it_is_a_configuration_or_one_error(flags, capsys):
         (["--lr", "nan"], "--lr must be at least 1e-30"),
         (["--learning-rate", "1"], "--learning-rate"),
         (["--top-p", "0.9"], "--top-p 0.9"),
-        (["--overlong-buffer", "100"], "--overlong-buffer 100 exceeds --max-response-tokens 12"),
+        (["--overlong-buffer", "100"], "--overlong-buffer 100 exceeds --max-response-tokens 14"),
         (["--vllm-gpu-memory", "1"], "--vllm-gpu-memory must be at least 0.01 and at most 0.99"),
         (["--objective", "kl-cov", "--schedule", "id"], "--objective kl-cov does not use the thresholds"),
         (["--objective", "track", "--target", "0:1,0.5"], "target: '0.5' is neither"),
@@ -97,3 +98,14 @@ def test_a_bad_flag_is_one_line_that_names_it(flags, message, capsys):
 def test_flags_override_the_preset():
     cfg = parse_config(["--preset", "paper", "--lr", "5e-6", "--group_size", "16"])
     assert (cfg.lr, cfg.group_size, cfg.total_steps, cfg.model) == (5e-6, 16, 400, "Qwen/Qwen2.5-7B")
+
+
+@pytest.mark.parametrize("gpus, ranks, preset", [(0, 1, "tiny"), (1, 1, "small"), (8, 8, "paper"), (1, 8, "paper")])
+def test_the_preset_is_that_of_the_gpus(gpus, ranks, preset, monkeypatch):
+    """The GPUs are made up. In the last case each of eight ranks sees its own alone."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    cfg = parse_config([])
+    assert cfg.preset == preset and cfg.schedule == ("od" if preset == "small" else "id")
+    assert parse_config(["--objective", "clip-cov"]).schedule == "static"

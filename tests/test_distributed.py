@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_checkpoint import metrics, weights
 
-from trainer.distributed import my_share, seed_of
+from trainer.distributed import Phases, my_share, seed_of
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 FLAGS = (
@@ -33,6 +34,27 @@ def score(golds, completions):
         {action}
     return tiny.score(golds, completions)
 """
+
+
+def test_every_second_of_a_step_is_counted_once(monkeypatch):
+    """A clock that is set by hand, so that no machine is too slow."""
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now, sleep=time.sleep)
+    monkeypatch.setattr("trainer.distributed.time", clock)
+    phases = Phases(float("inf"))
+
+    def run(step):  # of 10 seconds, 4 of them between phases
+        for phase, inside, after in (("rollout", 1, 1), ("update", 2, 0), ("rollout", 3, 3)):
+            with phases(phase):
+                clock.now += inside
+            clock.now += after
+        return phases.take()
+
+    clock.now = 5.0  # before the first step
+    phases.take()
+    for step in range(2):
+        assert run(step) == {"seconds": {"between": 4, "rollout": 4, "update": 2, "step": 10}, "memory": None}
+    clock.now += 7  # after a step's line: in the next one
+    assert run(2)["seconds"]["step"] == 17
 
 
 class Job:

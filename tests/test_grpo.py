@@ -228,7 +228,9 @@ def test_a_run_leaves_what_it_promises(short_run):
         assert (
             line["predicted_entropy_change"]["E2"] >= 0 >= line["predicted_entropy_change"]["E4"]
         )  # exact for these two
-        assert set(line["seconds"]) == {"rollout", "reward", "gather", "save", "old_stats", "update", "sync", "step"}
+        phases = "rollout reward gather sleep save old_stats update sync between".split()
+        assert set(line["seconds"]) == {*phases, "step"} and line["memory"] is None  # no GPU
+        assert line["importance_capped"] == 0
     assert [line["upper"] for line in lines][:3] == [[-0.25, 0.5], [-0.125, 0.35], [0.0, 0.2]]
     assert lines[3]["lower"] == pytest.approx([-0.065, 0.25])
 

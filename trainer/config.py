@@ -1,4 +1,4 @@
-"""Every option of a training run: one dataclass, two presets, and the checks that need nothing loaded.
+"""Every option of a training run: one dataclass, three presets, and the checks that need nothing loaded.
 
 The paper states the defaults of model, data, total_steps, prompts_per_step, group_size, max_response_tokens and lr.
 Those marked [recipe] are of verl's public DAPO recipe for a 7B model, whose known numbers (512 prompts a step, learning
@@ -24,6 +24,28 @@ from schedules import SCHEDULES, TWO_PHASE, Schedule, make_schedule
 
 PRESETS = {
     "paper": {},  # Config's own defaults: arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
+    # One GPU, a real small model and GSM8K. With AdamW's float32 moments 1.5B takes 30 GiB in an update, and 25 GB
+    # beside vLLM's share: 80 GB do, and 48 with --vllm-gpu-memory .4. Qwen/Qwen2.5-0.5B-Instruct takes 13 GiB: 24 GB
+    # do, of a card that computes in bf16 (L4, A10, RTX 3090). At one H200's rates (study/memory.py) a step takes about
+    # 19 s if responses have 250 tokens, so the run half an hour. Nobody has run it with a real model yet. Its score
+    # before and after: evaluate.py --model MODEL RUN/model --benchmarks gsm8k --samples 4 --max-new-tokens 1024
+    #
+    # --schedule auto is od here. Small instruct models start at low entropy, and under a wide upper bound theirs may
+    # rise without end (TRL #6407, verl #2738). od is the one schedule that looks at the entropy: it begins with the
+    # narrow upper bound, and goes back to it whenever entropy is above its band. id widens the bound in any case.
+    "small": dict(
+        model="Qwen/Qwen2.5-1.5B-Instruct",
+        data="openai/gsm8k:main",
+        od_ratio=0.5,  # in 100 steps the paper's 0.2 of the first entropy would hardly be reached
+        total_steps=100,  # 117 batches are all of the training set
+        prompts_per_step=64,
+        max_prompt_tokens=512,
+        max_response_tokens=1024,
+        mini_batches=4,  # 16 prompts each
+        micro_batch_tokens=8192,
+        vllm_gpu_memory=0.5,
+        save_every=50,
+    ),
     "tiny": dict(  # a model of 0.1M parameters and the task in tasks/tiny.py, on a laptop's CPU, in minutes
         model="tiny",
         data="tiny",
@@ -66,9 +88,11 @@ class Config:
     """GRPO with flexible entropy control (arXiv 2602.09782). Defaults shown are those of the preset in force."""
 
     # what to run
-    preset: Literal["auto", "paper", "tiny"] = opt("auto", "defaults of flags; auto: paper where CUDA is, else tiny")
+    preset: Literal["auto", *PRESETS] = opt(
+        "auto", "defaults of flags; auto: paper on several GPUs, small on one, tiny on none"
+    )
     schedule: Annotated[Literal["auto", *SCHEDULES], SAME_RUN] = opt(
-        "auto", "how the thresholds move; auto: id with grpo, else static"
+        "auto", "how the thresholds move; auto: id with grpo (preset small: od), else static"
     )
     model: Annotated[str, SAME_RUN] = opt(
         "Qwen/Qwen2.5-7B", "hub id or directory of a causal language model; tiny: the built-in one"
@@ -114,8 +138,10 @@ class Config:
     )
     sampler: Literal["auto", "vllm", "transformers"] = opt("auto", "auto: vllm where it is installed")
     vllm_tp: Positive = opt(1, "neighbouring ranks that hold one vLLM engine together (tensor parallelism)")
+    # Others use .5 to .6 (verl's tuning page), and ran out of memory at .7 when vLLM woke beside what the trainer still
+    # held (SkyRL #2248). .75 would leave 9 GB of 80 beside 7B's weights and moments on 8 GPUs.
     vllm_gpu_memory: Annotated[float, Range(0.01, 0.99)] = opt(
-        0.75, "vLLM's share of each GPU's memory while it generates"
+        0.6, "vLLM's share of each GPU's memory while it generates"
     )
     vllm_max_num_seqs: Positive = opt(512, "sequences that an engine decodes at once")  # all of a GPU, if there are 8
     is_correction: Literal["auto", "none", "token"] = opt(
@@ -144,7 +170,8 @@ class Config:
     def __post_init__(self):
         """Raises ValueError, naming the flag, for a run that could not work or would silently do nothing."""
         if self.schedule == "auto":
-            self.schedule = "id" if self.objective == "grpo" else "static"
+            entropy_control = "od" if self.preset == "small" else "id"
+            self.schedule = entropy_control if self.objective == "grpo" else "static"
         if self.reward == "auto":
             self.reward = "tasks.tiny:score" if self.data == "tiny" else "rewards:score"
         if self.is_correction == "auto":
@@ -291,7 +318,8 @@ def parse_config(argv: list[str] | None = None) -> Config:
     early.add_argument("--preset", default="auto")
     preset = early.parse_known_args(argv)[0].preset
     if preset == "auto":
-        preset = "paper" if torch.cuda.is_available() else "tiny"
+        gpus = max(torch.cuda.device_count(), int(os.environ.get("WORLD_SIZE", 1)))  # a rank may see its own alone
+        preset = ("small" if gpus == 1 else "paper") if torch.cuda.is_available() else "tiny"
     parser.set_defaults(**PRESETS.get(preset, {}))  # an unknown preset is refused by the next line
 
     parse = lambda preset: Config(**vars(parser.parse_args(argv)) | {"preset": preset})

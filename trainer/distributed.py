@@ -98,7 +98,7 @@ class Phases:
 
     def __init__(self, limit_minutes: float):
         self.limit = 60 * limit_minutes
-        self.step, self.phase, self.since, self.seconds = 0, "start", time.monotonic(), {}
+        self.step, self.phase, self.since, self.seconds, self.memory = 0, "start", time.monotonic(), {}, {}
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
@@ -110,10 +110,28 @@ class Phases:
 
     @contextmanager
     def __call__(self, phase: str):
-        self.phase, self.since = phase, time.monotonic()
+        self._book("between")
+        self.phase = phase
         yield  # no finally: after an exception the phase stays, for `where`
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - self.since
-        self.phase, self.since = f"after {phase}", time.monotonic()
+        self._book(phase)
+        self.phase = f"after {phase}"
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            self.memory[phase] = max(self.memory.get(phase, 0.0), (total - free) / 2**30)
+            if phase == "sleep":
+                self.memory["free_after_sleep"] = free / 2**30
+
+    def _book(self, phase: str) -> None:
+        now = time.monotonic()
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self.since
+        self.since = now
+
+    def take(self) -> dict:
+        """What a line of metrics.jsonl has of them, since the last `take`: the seconds of each phase, those between
+        phases, and in "step" their sum, so that none is missing; and the memory, or None without a GPU."""
+        self._book("between")
+        seconds, memory, self.seconds, self.memory = self.seconds, self.memory, {}, {}
+        return {"seconds": {**seconds, "step": sum(seconds.values())}, "memory": memory or None}
 
     @property
     def where(self) -> str:

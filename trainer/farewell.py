@@ -40,11 +40,14 @@ def farewell(cfg: Config, directory: Path) -> str:
             entropy["static, the same seed"] = np.array([read_metrics(beside)["entropy"]])
             text = verdict(cfg, run["entropy"], read_metrics(beside)["entropy"]) + "\n"
     plot_runs([directory, *([beside] if beside else [])], directory / "curves.png", bands)
+    models = f"{cfg.model} {directory / 'model'}"
+    score = f"\nscore   python evaluate.py --model {models} --benchmarks gsm8k --samples 4 --max-new-tokens 1024"
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (
         f"{cfg.total_steps} steps of {cfg.label} in {minutes:.1f} min: "
         f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{text}{entropy_table(entropy | bands)}\n"
         f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
+        + (score if cfg.preset == "small" else "")
     )
 
 

@@ -22,6 +22,7 @@ on all ranks. Entropies and log-probabilities are in nats.
     grad_norm                  mean gradient norm before it was scaled down
     sampler_mismatch           |ln π_old − ln π_sampler|: mean and max; kl: estimate of KL(π_sampler ‖ π_old), as above
     importance_weight          mean of the weights min(π_old / π_sampler, cap); 1 where they are not used
+    importance_capped          share of the tokens whose weight is the cap
     lr                         learning rate
     upper, lower               this step's thresholds ε(p) = αp + β, as [α, β]
     target                     the target curve at this step, to be compared with `entropy`; null without a controller,
@@ -32,7 +33,11 @@ on all ranks. Entropies and log-probabilities are in nats.
     regions_exact              the same by the exact boundary f(a) = B
     predicted_entropy_change   each region's part of the first-order change of entropy, per unit step on the logits
     n_tokens                   response tokens in the batch
-    seconds                    seconds of each phase, and of the whole step
+    seconds                    seconds of each phase, between phases, and of the whole step, which is their sum. What
+                               follows a step's line (beginning a checkpoint) is counted in the next line
+    memory                     GiB of rank 0's GPU in use, by anyone, when each phase ends: the allocator gives back
+                               nothing in a phase, so it is that phase's peak. After `sleep` it is what the trainer
+                               holds, with free_after_sleep beside it. null without a GPU
 """
 
 from dataclasses import dataclass

@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
 from tasks import tiny
@@ -83,6 +83,20 @@ def find_model(model: str) -> str:
     if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~"))):
         raise ValueError(f"--model {model}: there is no such directory")
     return model
+
+
+def require_supported(model: str, config: PretrainedConfig, device: torch.device) -> None:
+    """Raises ValueError for a model that is more than a language model, and for a GPU without bfloat16. What is left
+    is compared with the model's own forward pass, in `require_same`."""
+    if config.get_text_config() is not config:  # the sampler and the saved model would name its weights in other ways
+        raise ValueError(
+            f"--model {model} is {config.model_type}, which reads more than text: give a model of text alone"
+        )
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 0):  # T4, V100 ...
+        raise ValueError(
+            f"{torch.cuda.get_device_name(device)} does not compute in bfloat16: a GPU of compute capability 8.0 or "
+            f"more is needed (A100, A10, L4, RTX 30 and later), this one has {capability[0]}.{capability[1]}"
+        )
 
 
 def load_model(model: str) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from trainer.config import Config
 from trainer.distributed import Phases, end_distributed, print0
 from trainer.farewell import farewell
 from trainer.logger import Logger
-from trainer.policy import Policy, build_policy, check_memory, find_model
+from trainer.policy import Policy, build_policy, check_memory, find_model, require_supported
 from trainer.rollout import Environment
 
 
@@ -62,8 +62,10 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     if context and context < max_len:
         raise ValueError(
             f"--max-prompt-tokens {cfg.max_prompt_tokens} + --max-response-tokens {cfg.max_response_tokens} is more "
-            f"than the {context} positions of {model}"
+            f"than the {context} positions of {model}: lower them, or raise max_position_embeddings in the config.json "
+            "of a copy of it (Qwen2.5-Math-7B's 4096 are commonly set to 32768)"
         )
+    require_supported(model, model_config, device)
     check_memory(model, local_world_size, device, cfg.vllm_gpu_memory)
     problems, dropped = data.encode_problems(data.load_problems(cfg.data), tokenizer, cfg.max_prompt_tokens)
     found = f"{len(problems)} problems from {cfg.data}, {dropped} dropped as longer than {cfg.max_prompt_tokens} tokens"
