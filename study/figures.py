@@ -236,7 +236,7 @@ def draw_bench(studies: dict[str, Runs], out: Path) -> None:
         right.axvline(1, color="black", linewidth=0.6, linestyle=":")
     for color, kind in zip(kinds, ("thresholds", "given a target", "other objectives")):
         axes[1].plot([], [], "o", color=color, label=kind)
-    axes[1].legend(fontsize=7, loc="upper right")
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     save(figure, out / "bench.png")
 
 
@@ -276,12 +276,12 @@ def draw_explode(studies: dict[str, Runs], out: Path) -> None:
         lines = [dict(line, curves=line["curves"] | {"multiple": line["curves"]["entropy"]}) for line in runs[label]]
         for line in lines:
             line["curves"]["multiple"] = np.array(line["curves"]["entropy"]) / line["h_init"]
-        curve(entropy, lines, "multiple", label)
+        curve(entropy, lines, "multiple", label, linestyle="--" if label == "od" else "-")  # od may hide M
     for level in (1, 2):
         entropy.axhline(level, color="black", linewidth=0.6, linestyle=":")
     entropy.set(title="entropy, as a multiple of the first", xlabel="step", ylim=(0, None))
     entropy.grid(alpha=0.3)
-    entropy.legend(fontsize=8)
+    entropy.legend(fontsize=8, loc="lower right", ncols=2)
     panel(right, runs, list(runs), "correct", "share of correct responses", ylim=(0, 1))
     save(figure, out / "explode.png")
 

@@ -257,9 +257,11 @@ def comparisons(runs: Runs, controls: dict[str, str]) -> str:
     return note + (f" Dead runs: {', '.join(dying)}." if dying else "")
 
 
-def sources_table() -> str:
+def sources_table(studies: dict[str, Runs]) -> str:
     rows = []
     for label in METHODS:
+        if not any(label in runs for runs in studies.values()):
+            continue
         name, source = SOURCES.get(label, (label, ""))
         link = f"[{source}](https://arxiv.org/abs/{source})" if source[:1].isdigit() else source
         rows.append([name, f"`--{'schedule' if label in SCHEDULES else 'objective'} {label}`", link])
@@ -424,7 +426,7 @@ def explode_table(runs: Runs) -> str:
 
 def write(studies: dict[str, Runs], path: Path) -> None:
     names = [name for name in BENCHES if name in studies]
-    tables = [sources_table(), readme_table(studies)]
+    tables = [sources_table(studies), readme_table(studies)]
     tables += [buys_table(name, studies[name]) for name in (*names, "linear-sound") if name in studies]
     tables += [works_table(name, studies[name]) for name in names]
     tables += [target_table(name, studies[name]) for name in names]
