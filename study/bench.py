@@ -87,9 +87,8 @@ def bench_update(args: argparse.Namespace) -> None:
     model = str(tiny.ensure_model())
     tokenizer = AutoTokenizer.from_pretrained(model)
     problems, _ = encode_problems(tiny.problems(100, seed=0), tokenizer, cfg.max_prompt_tokens)
-    policy = build_policy(
-        model, init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard")), cfg.temperature
-    )
+    mesh = init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard"))
+    policy = build_policy(model, mesh, cfg.temperature)
     sampler = make_sampler("transformers", model, device=device, dtype=torch.float32, max_len=80, seed=0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
     environment, phases = Environment(problems, tiny.score, tokenizer), Phases(cfg.timeout_minutes)
@@ -115,16 +114,10 @@ def bench_update(args: argparse.Namespace) -> None:
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
         region_metrics(old, advantages, region_masks(old.logp, old.entropy, advantages))
 
-    seconds = side_by_side(
-        {
-            "static": lambda: updated(EPS, EPS),
-            "id": lambda: updated(U, M),
-            "log-probabilities": logp_only,
-            "with diagnostics": diagnosed,
-            "rollout": lambda: collect(cfg, environment, sampler, phases, 0, 0),
-        },
-        args.repeats,
-    )
+    contestants = {"static": lambda: updated(EPS, EPS), "id": lambda: updated(U, M)}
+    contestants |= {"log-probabilities": logp_only, "with diagnostics": diagnosed}
+    contestants |= {"rollout": lambda: collect(cfg, environment, sampler, phases, 0, 0)}
+    seconds = side_by_side(contestants, args.repeats)
     step = [sum(parts) for parts in zip(seconds["static"], seconds["log-probabilities"], seconds["rollout"])]
     extra = [b - a for a, b in zip(seconds["log-probabilities"], seconds["with diagnostics"])]
     print_table(
@@ -164,17 +157,13 @@ def trl_logp(hidden, tokens, head):
     return trl_stats(hidden, tokens, head)[0]
 
 
-def logits_once(
-    function: Callable, backward: bool, n: int, vocab: int, width: int
-) -> tuple[float, int, np.ndarray | None]:
+def logits_once(function: Callable, backward: bool, n: int, vocab: int, width: int):
     """In a process of its own, whose peak memory is its own: (seconds, peak bytes beyond inputs and gradients, gradient
-    of hidden)."""
+    of hidden or None)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    hidden, head = (
-        torch.randn(n, width).requires_grad_(backward),
-        (torch.randn(vocab, width) / width**0.5).requires_grad_(backward),
-    )
+    hidden = torch.randn(n, width).requires_grad_(backward)
+    head = (torch.randn(vocab, width) / width**0.5).requires_grad_(backward)
     tokens, weight = torch.randint(vocab, (n,)), torch.randn(n)
     if backward:
         hidden.grad, head.grad = torch.zeros_like(hidden), torch.zeros_like(head)
@@ -185,51 +174,34 @@ def logits_once(
         if backward:
             (out * weight).sum().backward()
     seconds = time.perf_counter() - start
-    return (
-        seconds,
-        1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before),
-        hidden.grad.numpy() if backward else None,
-    )
+    peak = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return seconds, peak, hidden.grad.numpy() if backward else None
 
 
 def bench_logits(args: argparse.Namespace) -> None:
-    contestants = {
-        "forward and backward of ln π": (True, {"plain": plain_logp, "chunks": token_logp}),
-        "ln π, H, B, no gradient": (False, {"plain": plain_stats, "chunks": token_stats}),
-    }
+    trained = {"plain": plain_logp, "chunks": token_logp}
+    looked_at = {"plain": plain_stats, "chunks": token_stats}
     try:
         import trl  # noqa: F401
 
-        (
-            contestants["forward and backward of ln π"][1]["TRL"],
-            contestants["ln π, H, B, no gradient"][1]["TRL, without B"],
-        ) = trl_logp, trl_stats
+        trained["TRL"], looked_at["TRL, without B"] = trl_logp, trl_stats
     except ImportError:
         print("TRL is not installed: left out")
-    context = multiprocessing.get_context("spawn")
+    fresh = multiprocessing.get_context("spawn")  # a new process each time: out of memory is an error here
+    contestants = {"forward and backward of ln π": (True, trained), "ln π, H, B, no gradient": (False, looked_at)}
     for what, (backward, functions) in contestants.items():
         found = {name: [] for name in functions}
         for _ in tqdm(range(args.repeats), desc=what, leave=False):
             for name, function in functions.items():
-                with ProcessPoolExecutor(
-                    1, mp_context=context
-                ) as pool:  # a new process: out of memory is an error here
-                    found[name].append(
-                        pool.submit(logits_once, function, backward, args.tokens, args.vocab, args.width).result()
-                    )
-        rows = []
+                with ProcessPoolExecutor(1, fresh) as pool:
+                    once = pool.submit(logits_once, function, backward, args.tokens, args.vocab, args.width)
+                    found[name].append(once.result())
+        rows, (plain_seconds, plain_peaks, plain_grads) = [], zip(*found["plain"])
         for name, runs in found.items():
-            error = max(float(np.abs(a[2] - b[2]).max()) for a, b in zip(runs, found["plain"])) if backward else ""
-            rows.append(
-                (
-                    name,
-                    spread([r[0] for r in runs]),
-                    ratio([r[0] for r in runs], [r[0] for r in found["plain"]]),
-                    f"{statistics.median(r[1] for r in runs) / 2**30:.2f}",
-                    ratio([r[1] for r in runs], [r[1] for r in found["plain"]]),
-                    error,
-                )
-            )
+            seconds, peaks, grads = zip(*runs)
+            error = max(float(np.abs(a - b).max()) for a, b in zip(grads, plain_grads)) if backward else ""
+            extra = f"{statistics.median(peaks) / 2**30:.2f}"
+            rows.append((name, spread(seconds), ratio(seconds, plain_seconds), extra, ratio(peaks, plain_peaks), error))
         print_table((what, "seconds", "/ plain", "extra GiB", "/ plain", "largest difference of a gradient"), *rows)
 
 
@@ -238,15 +210,8 @@ def bench_logits(args: argparse.Namespace) -> None:
 
 def bench_padding(args: argparse.Namespace) -> None:
     """Log-normal response lengths (median 900, σ = 0.8, at most 8192) and prompts of 150 tokens, 8 ranks, 20 draws."""
-    rows = [
-        (
-            "rows planned at once",
-            "fixed micro-batches of 4",
-            "sorted, as full as 16,384 tokens allow",
-            "ours",
-            "micro-batches: fixed, full, ours",
-        )
-    ]
+    head = ("rows planned at once", "fixed micro-batches of 4", "sorted, as full as 16,384 tokens allow", "ours")
+    rows = [(*head, "micro-batches: fixed, full, ours")]
     for what, n in {"an optimizer step, 256": 256, "log π_old, 4096": 4096}.items():
         wasted = []
         for seed in range(20):
@@ -258,14 +223,9 @@ def bench_padding(args: argparse.Namespace) -> None:
                 full.append(sorted_down[8 * start : 8 * (start + size)].reshape(-1, 8).T)
                 start += size
             fixed = list(lengths.reshape(-1, 8, 4))
-            ours = [
-                [lengths[list(share)] for share in micro_batch]
-                for micro_batch in plan_micro_batches(lengths.tolist(), 8, 16384)
-            ]
-            padded = [
-                sum(len(share) * max(share) for micro_batch in plan for share in micro_batch)
-                for plan in (fixed, full, ours)
-            ]
+            plan = plan_micro_batches(lengths.tolist(), 8, 16384)
+            ours = [[lengths[list(share)] for share in micro_batch] for micro_batch in plan]
+            padded = [sum(len(row) * max(row) for batch in plan for row in batch) for plan in (fixed, full, ours)]
             wasted.append([*(1 - lengths.sum() / total for total in padded), len(fixed), len(full), len(ours)])
         *shares, a, b, c = np.median(wasted, axis=0)
         rows.append((what, *(f"{100 * share:.1f}% wasted" for share in shares), f"{a:.0f}, {b:.0f}, {c:.0f}"))
@@ -280,16 +240,10 @@ def bench_rollout(args: argparse.Namespace) -> None:
     model, device = str(tiny.ensure_model()), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer, dtype = AutoTokenizer.from_pretrained(model), torch.bfloat16 if device.type == "cuda" else torch.float32
     prompts = [encode_prompt(tokenizer, problem["problem"]) for problem in tiny.problems(32, seed=0)]
+    max_len = AutoConfig.from_pretrained(model).max_position_embeddings
     made, calls = {}, {}
     for kind in ("vllm", "transformers"):
-        sampler = make_sampler(
-            kind,
-            model,
-            device=device,
-            dtype=dtype,
-            max_len=AutoConfig.from_pretrained(model).max_position_embeddings,
-            seed=0,
-        )
+        sampler = make_sampler(kind, model, device=device, dtype=dtype, max_len=max_len, seed=0)
 
         def call(kind=kind, sampler=sampler):
             groups = sampler.generate(prompts, 8, Sampling(64), seed=len(made.setdefault(kind, [])))
@@ -310,22 +264,12 @@ def random_model(width: int, layers: int) -> Path:
     path = SCRATCH / f"model-{width}-{layers}"
     if not path.exists():
         tokenizer = tiny.make_tokenizer()
-        Qwen2ForCausalLM(
-            Qwen2Config(
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=3 * width,
-                num_hidden_layers=layers,
-                num_attention_heads=width // 32,
-                num_key_value_heads=width // 32,
-                max_position_embeddings=256,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                dtype="float32",
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        ).save_pretrained(path)
+        sizes = dict(hidden_size=width, intermediate_size=3 * width, num_hidden_layers=layers)
+        sizes |= dict(num_attention_heads=width // 32, num_key_value_heads=width // 32, max_position_embeddings=256)
+        tokens = dict(bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+        tokens |= dict(vocab_size=len(tokenizer), tie_word_embeddings=True)
+        config = Qwen2Config(dtype="float32", **sizes, **tokens)
+        Qwen2ForCausalLM(config).save_pretrained(path)
         tokenizer.save_pretrained(path)
     return path
 
@@ -334,25 +278,9 @@ def grpo_run(name: str, ranks: int, *flags: str) -> tuple[list[dict], float]:
     """(the steps' seconds without the first, which warms up; peak GiB of the largest process) of a run of grpo.py."""
     out = SCRATCH / name
     shutil.rmtree(out, ignore_errors=True)
-    argv = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={ranks}",
-        "--standalone",
-        "grpo.py",
-        "--preset",
-        "tiny",
-        "--schedule",
-        "static",
-        "--sampler",
-        "transformers",
-        "--save-every",
-        "1000",
-        "--output",
-        str(out),
-        *flags,
-    ]
+    launch = f"-m torch.distributed.run --nproc-per-node={ranks} --standalone grpo.py"
+    same = "--preset tiny --schedule static --sampler transformers --save-every 1000"
+    argv = [sys.executable, *launch.split(), *same.split(), "--output", str(out), *flags]
     subprocess.run(argv, check=True, capture_output=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 2**30  # of all children so far: grow only
     return [line["seconds"] for line in read_lines(out / "metrics.jsonl")[1:]], peak
@@ -364,26 +292,10 @@ def bench_scaling(args: argparse.Namespace) -> None:
         model = random_model(width, layers)
         millions = sum(p.numel() for p in Qwen2ForCausalLM.from_pretrained(model).parameters()) / 1e6
         for ranks in (2, 1):  # the smaller processes first, as the peak of all children only grows
-            seconds, peak = grpo_run(
-                f"scaling-{width}-{ranks}",
-                ranks,
-                "--model",
-                str(model),
-                "--data",
-                "tiny",
-                "--total-steps",
-                str(args.repeats + 1),
-                "--max-response-tokens",
-                "24",
-            )
-            rows.append(
-                (
-                    f"{millions:.1f}M",
-                    ranks,
-                    *(spread([s[key] for s in seconds]) for key in ("step", "update", "rollout")),
-                    f"{peak:.2f}",
-                )
-            )
+            flags = f"--model {model} --data tiny --total-steps {args.repeats + 1} --max-response-tokens 24"
+            seconds, peak = grpo_run(f"scaling-{width}-{ranks}", ranks, *flags.split())
+            times = (spread([s[key] for s in seconds]) for key in ("step", "update", "rollout"))
+            rows.append((f"{millions:.1f}M", ranks, *times, f"{peak:.2f}"))
     print_table(*rows)
 
     device, rows = init_distributed(60), [("parameters", "sampler", "sync, ms", "MB per second")]
@@ -397,18 +309,10 @@ def bench_scaling(args: argparse.Namespace) -> None:
             for kind in ("transformers", "vllm")
         }
         made += samplers.values()  # a vLLM engine that is dropped would take the process group down
-        seconds = side_by_side(
-            {kind: lambda s=s: s.sync(policy.full_tensors()) for kind, s in samplers.items()}, args.repeats
-        )
-        rows += [
-            (
-                f"{n / 1e6:.1f}M",
-                kind,
-                spread([1000 * s for s in seconds[kind]]),
-                f"{4e-6 * n / statistics.median(seconds[kind]):.0f}",
-            )
-            for kind in samplers
-        ]
+        calls = {kind: lambda s=s: s.sync(policy.full_tensors()) for kind, s in samplers.items()}
+        for kind, seconds in side_by_side(calls, args.repeats).items():
+            rate = f"{4e-6 * n / statistics.median(seconds):.0f}"
+            rows.append((f"{n / 1e6:.1f}M", kind, spread([1000 * s for s in seconds]), rate))
     print_table(*rows)
     end_distributed(*made)
 
@@ -422,46 +326,20 @@ def trl_steps(rollouts: int) -> dict[str, list[float]]:
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
 
-    model = str(tiny.ensure_model())
-    data = Dataset.from_list(
-        [{"prompt": problem["problem"], "answer": problem["answer"]} for problem in tiny.problems(tiny.TRAIN, seed=0)]
-    )
+    model, problems = str(tiny.ensure_model()), tiny.problems(tiny.TRAIN, seed=0)
+    data = Dataset.from_list([{"prompt": row["problem"], "answer": row["answer"]} for row in problems])
 
     def reward(completions, answer, **_):
         return [result.reward for result in tiny.score(answer, completions)]
 
-    trainer = GRPOTrainer(
-        model,
-        reward_funcs=reward,
-        train_dataset=data,
-        processing_class=AutoTokenizer.from_pretrained(model),
-        args=GRPOConfig(
-            output_dir=str(SCRATCH / "trl"),
-            use_cpu=True,
-            bf16=False,
-            gradient_checkpointing=False,
-            per_device_train_batch_size=256,
-            num_generations=16,
-            steps_per_generation=1,
-            num_iterations=16,
-            max_steps=16 * rollouts,
-            max_completion_length=12,
-            learning_rate=2e-4,
-            weight_decay=0.1,
-            beta=0.0,
-            max_grad_norm=1.0,
-            temperature=1.0,
-            top_p=1.0,
-            top_k=0,
-            loss_type="dapo",
-            report_to="none",
-            save_strategy="no",
-            logging_steps=1000,
-            disable_tqdm=True,
-            lr_scheduler_type="constant",
-            seed=0,
-        ),
-    )
+    config = dict(output_dir=str(SCRATCH / "trl"), report_to="none", save_strategy="no", logging_steps=1000)
+    config |= dict(use_cpu=True, bf16=False, gradient_checkpointing=False, disable_tqdm=True, seed=0)
+    config |= dict(per_device_train_batch_size=256, num_generations=16, steps_per_generation=1, num_iterations=16)
+    config |= dict(max_steps=16 * rollouts, max_completion_length=12, temperature=1.0, top_p=1.0, top_k=0)
+    config |= dict(learning_rate=2e-4, lr_scheduler_type="constant", weight_decay=0.1, max_grad_norm=1.0)
+    config, tokenizer = GRPOConfig(beta=0.0, loss_type="dapo", **config), AutoTokenizer.from_pretrained(model)
+    columns = dict(train_dataset=data, processing_class=tokenizer)
+    trainer = GRPOTrainer(model, reward_funcs=reward, args=config, **columns)
     marks, phases = [], {}
 
     def timed(owner, name, mark=False):
@@ -482,9 +360,8 @@ def trl_steps(rollouts: int) -> dict[str, list[float]]:
         timed(trainer, name)
     trainer.train()
     marks.append(time.perf_counter())
-    return {"step": [b - a for a, b in zip(marks, marks[1:])][1:]} | {
-        name: [sum(values) / rollouts] for name, values in phases.items()
-    }
+    steps = [b - a for a, b in zip(marks, marks[1:])]
+    return {"step": steps[1:]} | {name: [sum(values) / rollouts] for name, values in phases.items()}
 
 
 def bench_trl(args: argparse.Namespace) -> None:
@@ -497,22 +374,15 @@ def bench_trl(args: argparse.Namespace) -> None:
         phases.append({key: statistics.median(s[key] for s in seconds) for key in seconds[0]})
         found = trl_steps(args.repeats + 1)
         theirs += found.pop("step")
-    print_table(
-        ("trainer", "samples per second: median [range]"),
-        ("this", spread([256 / s for s in ours])),
-        ("TRL", spread([256 / s for s in theirs])),
-        ("this / TRL", f"{statistics.median(theirs) / statistics.median(ours):.2f}"),
-    )
-    print_table(
-        ("phase of a step, last round", "seconds"),
-        *((f"this: {k}", f"{v:.3f}") for k, v in phases[-1].items()),
-        *((f"TRL: {k}", f"{v[0]:.3f}") for k, v in found.items()),
-    )
+    rates = [("this", spread([256 / s for s in ours])), ("TRL", spread([256 / s for s in theirs]))]
+    rates += [("this / TRL", f"{statistics.median(theirs) / statistics.median(ours):.2f}")]
+    print_table(("trainer", "samples per second: median [range]"), *rates)
+    rows = [(f"this: {k}", f"{v:.3f}") for k, v in phases[-1].items()]
+    rows += [(f"TRL: {k}", f"{v[0]:.3f}") for k, v in found.items()]
+    print_table(("phase of a step, last round", "seconds"), *rows)
 
 
-BENCHMARKS = {
-    name.removeprefix("bench_"): value for name, value in list(globals().items()) if name.startswith("bench_")
-}
+BENCHMARKS = {name[6:]: value for name, value in list(globals().items()) if name.startswith("bench_")}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

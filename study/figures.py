@@ -1,12 +1,10 @@
-"""Figures and tables of reproduce.py, from results/*.jsonl alone: `python -m study.reproduce --draw`.
+"""Figures of reproduce.py, from results/*.jsonl alone: `python -m study.reproduce --draw`; tables.py has the tables.
 
-A line is the mean over seeds, and the band around it goes from the smallest to the largest seed. In tables "mean ± x"
-is the mean over seeds and the half-width of its 95% confidence interval (Student's t). A difference to static is taken
-seed by seed. Colours are those of Okabe and Ito, which people with a colour-vision deficiency can tell apart.
+A line is the mean over seeds, and the band around it goes from the smallest to the largest seed. A point with bars is
+`tables.spread`. Colours are those of Okabe and Ito, which people with a colour-vision deficiency can tell apart.
 """
 
 import csv
-from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
@@ -18,41 +16,15 @@ import torch
 
 from clipping import CLIP_HIGHER, EPS, M, U, bound_in_p_old, threshold, token_term
 from logprobs import token_stats
-from methods import METHODS as OBJECTIVES
 from methods import ON_TARGET
 from methods.dcpo import DCPO
 from methods.dppo import DPPOTV
 from schedules import SCHEDULES
-from trainer.logger import read_lines
+from study import tables
+from study.tables import BENCHES, WIDTH, Runs, alive, at, correct, held, name_of, pass32, spread
 
 PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
-Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 
-T_QUANTILE = {
-    3: 4.303,
-    4: 3.182,
-    5: 2.776,
-    6: 2.571,
-    7: 2.447,
-    8: 2.365,
-    9: 2.306,
-    10: 2.262,
-}  # 97.5%, by seeds
-SCATTER = {  # what bench.png shows: entropy held, share of correct responses
-    "linear": ((0, 1.7), (0, 1.05)),
-    "linear-slow": ((0, 1.7), (0.6, 0.9)),
-    "tiny": ((0, 2.7), (0.2, 0.65)),
-}
-METHODS = [
-    *SCHEDULES,
-    *ON_TARGET,
-    *(name for name in OBJECTIVES if name not in ON_TARGET),
-]  # in the order of the tables
-BENCHES = {  # the experiments that have every method, and what they are called
-    "linear": "linear policy, high learning rate",
-    "linear-slow": "linear policy, a third of it",
-    "tiny": "transformer, built-in task",
-}
 COLORS = {
     "static": "black",
     "clip-higher": "#999999",
@@ -78,37 +50,10 @@ COLORS = {
 }
 
 
-def load(results: Path) -> dict[str, Runs]:
-    """{experiment: {label: lines}} of what is there, each label's lines in the order of their seeds."""
-    studies = {}
-    for path in sorted(results.glob("*.jsonl")):
-        studies[path.stem] = runs = defaultdict(list)
-        for line in sorted(read_lines(path), key=lambda line: line["seed"]):
-            runs[line["label"]].append(line)
-    return studies
-
-
-def interval(values: list[float], digits: int = 3) -> str:
-    """Mean ± half the 95% interval of it."""
-    mean, n = np.mean(values), len(values)
-    half = f" ± {T_QUANTILE[n] * np.std(values, ddof=1) / n**0.5:.{digits}f}" if n in T_QUANTILE else ""
-    return f"{mean:.{digits}f}{half}"
-
-
-def at(line: dict, key: str, share: float) -> float:
-    """The value of a thinned curve at a share of the run."""
-    return float(np.interp(share * line["steps"], line["curves"]["step"], line["curves"][key]))
-
-
-def held(line: dict) -> float:
-    """Mean entropy over the run, as a multiple of the first step's."""
-    return line["entropy_mean"] / line["h_init"]
-
-
 def curve(axis, lines: list[dict], key: str, label: str, **style) -> None:
     values = np.array([line["curves"][key] for line in lines])  # [seeds, points]
     x = lines[0]["curves"]["step"]
-    axis.plot(x, values.mean(0), color=COLORS.get(label, "#666666"), label=label, linewidth=1.5, **style)
+    axis.plot(x, values.mean(0), color=COLORS.get(label, "#666666"), label=name_of(label), linewidth=1.5, **style)
     axis.fill_between(x, values.min(0), values.max(0), color=COLORS.get(label, "#666666"), alpha=0.12, linewidth=0)
 
 
@@ -124,22 +69,16 @@ def grid(rows: int, columns: int):
     return plt.subplots(rows, columns, figsize=(4.4 * columns, 3.3 * rows), constrained_layout=True, squeeze=False)
 
 
-def annotate(axis, points: dict[str, tuple[float, float]]) -> None:
-    """Writes each point's label beside it, or above or below where another one is there already."""
-    (left, right), (low, high) = axis.get_xlim(), axis.get_ylim()
-    width, height = right - left, high - low
-    placed = []
-    for label, (x, y) in sorted(points.items(), key=lambda item: item[1][1]):
-        if not (left <= x <= right and low <= y <= high):
-            label = f"{label}: {x:.2f}, {y:.2f}"
-            x, y = np.clip(x, left, right - 0.25 * width), np.clip(y, low + 0.03 * height, high)
-        near = [other_y for other_x, other_y in placed if abs(x - other_x) < 0.18 * width]
-        moves = sorted((0.006 * height * i for i in range(-40, 41)), key=abs)
-        moves = [d for d in moves if y + d >= low + 0.02 * height]
-        move = next(d for d in moves if all(abs(y + d - other_y) > 0.026 * height for other_y in near))
-        placed.append((x, y + move))
-        line = dict(arrowstyle="-", linewidth=0.4, color="#666666", shrinkA=0, shrinkB=0)
-        axis.annotate(label, (x, y), (x + 0.02 * width, y + move), fontsize=7, va="center", arrowprops=line)
+def dots(axis, runs: Runs, labels: list[str], measure, colors) -> None:
+    """One row a label, from the top: `tables.spread` of `measure`; hollow where it is a median, as a run is dead."""
+    for row, (label, color) in enumerate(zip(labels, colors)):
+        middle, low, high = spread(runs[label], measure)
+        axis.plot([low, high], [row, row], color=color, linewidth=1)
+        whole = len(alive(runs[label])) == len(runs[label])
+        axis.plot(middle, row, "o", color=color, markersize=5, markerfacecolor=color if whole else "white")
+    axis.set_yticks(range(len(labels)), map(name_of, labels), fontsize=8)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.grid(alpha=0.3)
 
 
 def save(figure, path: Path) -> None:
@@ -190,23 +129,21 @@ def draw_method(out: Path) -> None:
 
 
 def draw_first(studies: dict[str, Runs], out: Path) -> None:
-    """The README's first picture: entropy on a curve that was drawn, and what the paper's schedules do to it."""
-    figure, (curves, schedules) = plt.subplots(1, 2, figsize=(11, 3.8), constrained_layout=True)
-    runs = studies["linear"]
-    for label, name in (("static", "GRPO"), ("track", "GRPO, entropy sent along the dashed curve")):
-        curve(curves, runs[label], "entropy", label)
-        curves.lines[-1].set_label(name)
-    target = np.mean([line["curves"]["target"] for line in runs["track"]], axis=0)
-    curves.plot(runs["track"][0]["curves"]["step"], target, color="black", linestyle="--", linewidth=1)
-    curves.set(
-        title="linear policy: entropy on a curve that you draw", xlabel="step", ylabel="entropy (nats)", ylim=(0, None)
-    )
+    """The README's first picture: what the paper's schedules do to entropy, and entropy on a curve that was drawn."""
+    figure, (schedules, curves) = plt.subplots(1, 2, figsize=(11, 3.8), constrained_layout=True)
     name = "tiny" if "tiny" in studies else "linear"
     panel(schedules, studies[name], ["static", "id", "did", "od"], "entropy", "", ylim=(0, None))
     schedules.set(title=f"{BENCHES[name]}: the paper's schedules", ylabel="entropy (nats)")
-    for axis in (curves, schedules):
-        axis.grid(alpha=0.3)
-        axis.legend(fontsize=8)
+    runs = studies["linear"]
+    for label, legend in (("static", "GRPO"), ("track", "GRPO, entropy sent along the dashed curve")):
+        curve(curves, runs[label], "entropy", label)
+        curves.lines[-1].set_label(legend)
+    target = np.mean([line["curves"]["target"] for line in runs["track"]], axis=0)
+    curves.plot(runs["track"][0]["curves"]["step"], target, color="black", linestyle="--", linewidth=1)
+    curves.set(title="linear policy: entropy on a curve that you draw", xlabel="step", ylim=(0, None))
+    curves.grid(alpha=0.3)
+    schedules.legend(fontsize=8)
+    curves.legend(fontsize=8, loc=(0.3, 0.3))
     save(figure, out / "first.png")
 
 
@@ -227,10 +164,8 @@ def draw_region_map(out: Path) -> None:
         axis.scatter(logp.exp()[mask], entropy[mask], s=3, color=color, label=f"{name}: {mask.double().mean():.0%}")
     p = torch.linspace(0.005, 1, 400)
     axis.plot(p, -p.log(), color="black", linewidth=0.8)
-    axis.set(
-        title="the rule −ln p = H (line) and the exact boundary", xlabel="p of the sampled token", ylabel="H (nats)"
-    )
-    axis.set(ylim=(0, 4))
+    axis.set(title="the rule −ln p = H (line) and the exact boundary", ylim=(0, 4))
+    axis.set(xlabel="p of the sampled token", ylabel="H (nats)")
     axis.legend(fontsize=7, markerscale=4)
     save(figure, out / "region-map.png")
 
@@ -284,34 +219,77 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
 
 
 def draw_bench(studies: dict[str, Runs], out: Path) -> None:
-    """All methods in one picture: how much entropy each holds, and how many responses are correct at the end. What
-    lies outside is written at the edge, with its two values."""
-    names = [name for name in BENCHES if name in studies]
-    figure, axes = plt.subplots(1, len(names), figsize=(6.2 * len(names), 6.4), constrained_layout=True, squeeze=False)
-    for axis, name in zip(axes[0], names):
-        points = {}
-        for label, lines in studies[name].items():
-            x, y = [held(line) for line in lines], [line["final"]["correct"] for line in lines]
-            kind = "#D55E00" if label in SCHEDULES else "#0072B2" if label in ON_TARGET else "#009E73"
-            axis.errorbar(np.mean(x), np.mean(y), np.std(y), np.std(x), "o", color=kind, markersize=4, elinewidth=0.5)
-            points[label] = np.mean(x), np.mean(y)
-        axis.axvline(1, color="black", linewidth=0.6, linestyle=":")
-        axis.set(xlim=SCATTER[name][0], ylim=SCATTER[name][1])
-        annotate(axis, points)
-        axis.set(title=BENCHES[name], xlabel="entropy held: mean H / first H", ylabel="correct at the end")
-        axis.grid(alpha=0.3)
-    for color, name in (("#D55E00", "thresholds"), ("#0072B2", "given a target"), ("#009E73", "other objectives")):
-        axes[0, 0].plot([], [], "o", color=color, label=name)
-    axes[0, 0].legend(fontsize=8)
+    """All methods, sorted by the share of correct responses at the end, and how much entropy each of them held."""
+    names, kinds = [name for name in BENCHES if name in studies], ("#D55E00", "#0072B2", "#009E73")
+    rows = max(len(studies[name]) for name in names)
+    size = dict(figsize=(6.2 * len(names), 1.2 + 0.23 * rows), constrained_layout=True, squeeze=False)
+    figure, (axes,) = plt.subplots(1, 2 * len(names), width_ratios=[3, 2] * len(names), **size)
+    for name, left, right in zip(names, axes[::2], axes[1::2]):
+        runs = studies[name]
+        labels = sorted(runs, key=lambda label, runs=runs: -spread(runs[label], correct)[0])
+        colors = [kinds[0 if label in SCHEDULES else 1 if label in ON_TARGET else 2] for label in labels]
+        dots(left, runs, labels, correct, colors)
+        dots(right, runs, labels, held, colors)
+        left.set(title=BENCHES[name], xlabel="correct at the end", xlim=(0, 1))
+        left.axvline(spread(runs["static"], correct)[0], color="black", linewidth=0.6, linestyle=":")
+        right.set(xlabel="mean H / first H", xlim=(0, 3), yticklabels=[])
+        right.axvline(1, color="black", linewidth=0.6, linestyle=":")
+    for color, kind in zip(kinds, ("thresholds", "given a target", "other objectives")):
+        axes[1].plot([], [], "o", color=color, label=kind)
+    figure.legend(*axes[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     save(figure, out / "bench.png")
+
+
+def draw_width(studies: dict[str, Runs], out: Path) -> None:
+    """Is a width that depends on p better than a constant one? Grey: it does not depend on it; dashed: the constant."""
+    names = [name for name in BENCHES if name in studies]
+    columns = {"entropy held: mean H / first H": held, "correct at the end": correct, "pass@32 at the end": pass32}
+    figure, axes = plt.subplots(len(names), 4, figsize=(15, 3.4 * len(names)), constrained_layout=True, squeeze=False)
+    for row, name in zip(axes, names):
+        runs = studies[name]
+        labels = [label for label in WIDTH if runs.get(label)]
+        colors = ["#777777" if "nothing" in WIDTH[label][0] else "#D55E00" for label in labels]
+        for axis, (title, measure) in zip(row, columns.items()):
+            dots(axis, runs, labels, measure, colors)
+            if "upper-const" in runs:
+                axis.axvline(spread(runs["upper-const"], measure)[0], color="black", linewidth=0.8, linestyle="--")
+            axis.set(xlabel=title)
+        for i, (label, color) in enumerate(zip(labels, colors)):
+            percent, p, share = tables.clip_cells(runs[label], WIDTH[label][2])
+            row[3].barh(i, float(share or 0), color=color, height=0.6, alpha=0.6)
+            text = f"{percent}% of all tokens" if percent else "no live run"
+            row[3].text(2, i, text + (f", p = {p}" if p else ""), fontsize=7, va="center")
+        row[3].set(xlabel="of the clipped tokens in E2 (M, 0.3: in E4), %", xlim=(0, 100), ylim=row[0].get_ylim())
+        row[3].set_yticks(range(len(labels)), [])
+        for axis in row[1:]:
+            axis.set_yticklabels([])
+        row[0].set_title(BENCHES[name], loc="left", fontsize=10)
+    figure.suptitle("orange: the width depends on p; grey: it does not; dashed: the constant of U's width")
+    save(figure, out / "width.png")
+
+
+def draw_explode(studies: dict[str, Runs], out: Path) -> None:
+    """A policy that is sure at first, and whose entropy explodes under GRPO: what lowers it."""
+    figure, ((entropy, right),) = grid(1, 2)
+    runs = studies["explode"]
+    for label in runs:
+        lines = [dict(line, curves=line["curves"] | {"multiple": line["curves"]["entropy"]}) for line in runs[label]]
+        for line in lines:
+            line["curves"]["multiple"] = np.array(line["curves"]["entropy"]) / line["h_init"]
+        curve(entropy, lines, "multiple", label, linestyle="--" if label == "od" else "-")  # od may hide M
+    for level in (1, 2):
+        entropy.axhline(level, color="black", linewidth=0.6, linestyle=":")
+    entropy.set(title="entropy, as a multiple of the first", xlabel="step", ylim=(0, None))
+    entropy.grid(alpha=0.3)
+    entropy.legend(fontsize=8, loc="lower right", ncols=2)
+    panel(right, runs, list(runs), "correct", "share of correct responses", ylim=(0, 1))
+    save(figure, out / "explode.png")
 
 
 def draw_passk(studies: dict[str, Runs], out: Path) -> None:
     """pass@32 at 0.3 T and at the end, seed by seed, where it is exact."""
-    names, labels = (
-        [name for name in ("linear", "linear-slow") if name in studies],
-        ["static", "clip-higher", "upper", "id", "did", "od"],
-    )
+    names = [name for name in ("linear", "linear-slow") if name in studies]
+    labels = ["static", "clip-higher", "upper", "id", "did", "od"]
     figure, axes = grid(2, len(names))
     for column, name in zip(axes.T, names):
         for axis, share, when in zip(column, (0.3, 1.0), ("0.3 T", "the end")):
@@ -319,7 +297,7 @@ def draw_passk(studies: dict[str, Runs], out: Path) -> None:
                 values = [at(line, "pass@32", share) for line in studies[name].get(label, [])]
                 axis.plot([i] * len(values), values, "o", color=COLORS.get(label, "#666666"), markersize=4)
             axis.set(title=f"{BENCHES[name]}: pass@32 at {when}", ylim=(0, 1))
-            axis.set_xticks(range(len(labels)), labels, fontsize=8)
+            axis.set_xticks(range(len(labels)), map(name_of, labels), fontsize=7, rotation=15)
             axis.grid(alpha=0.3)
     save(figure, out / "pass32.png")
 
@@ -343,7 +321,7 @@ def draw_clipped(studies: dict[str, Runs], out: Path) -> None:
                 axis.annotate(f"p = {p:.2f}", (x, sign * percent), va="bottom" if sign > 0 else "top", **place)
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set(title=BENCHES[name], ylabel="clipped tokens, %: above, below")
-        axis.set_xticks(range(len(runs)), runs, fontsize=7)
+        axis.set_xticks(range(len(runs)), map(name_of, runs), fontsize=7, rotation=15)
         axis.margins(y=0.15)
     for region in ("E1", "E2", "E3", "E4"):
         axes[0].bar(0, 0, color=COLORS[region], label=region)
@@ -360,7 +338,7 @@ def draw_prediction(studies: dict[str, Runs], out: Path) -> None:
             lines = studies[name].get(label, [])
             x, y = ([v for line in lines for v in line["curves"][key]] for key in ("predicted", "entropy_change"))
             same = np.mean([line["prediction"]["same_sign"] for line in lines])
-            axis.scatter(x, y, s=6, color=COLORS[label], label=f"{label}: the same sign in {same:.0%} of the steps")
+            axis.scatter(x, y, s=6, color=COLORS[label], label=f"{name_of(label)}: right in {same:.0%} of the steps")
         axis.axhline(0, color="black", linewidth=0.6)
         axis.axvline(0, color="black", linewidth=0.6)
         axis.set(title=BENCHES[name], xlabel="predicted, per unit step on the logits", ylabel="measured, nats")
@@ -403,139 +381,37 @@ def draw_words(studies: dict[str, Runs], out: Path) -> None:
     for axis, (key, title) in zip(axes, (titles | {"clip_frac_low": "clipped below"}).items()):
         panel(axis, studies["words"], ["static", "id", "od", "track id"], key, title, ylim=(0, None))
     for line in studies["words"]["track id"]:
-        axes[0].plot(
-            line["curves"]["step"], line["curves"]["target"], color="black", linestyle="--", label="its target"
-        )
+        curves = line["curves"]
+        axes[0].plot(curves["step"], curves["target"], color="black", linestyle="--", label="its target")
     axes[0].legend(fontsize=8)
     save(figure, out / "words.png")
 
 
-# -------------------------------------------------------------------------------------------------------- the tables
-
-HEAD = """# The tables of the study
-
-`./torchrun.sh python -m study.reproduce --draw` makes them from the runs in this folder. `mean ± x` is the mean over
-seeds and the half-width of its 95% confidence interval (Student's t). "minus static" is the difference to static GRPO,
-seed by seed. H is the policy's entropy in nats per token, and "correct" a share of the responses. "At the end" is the
-mean over the last twentieth of the steps, or on the built-in task the saved model on held-out problems."""
-
-
-def table(title: str, head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
-    return "\n".join([f"\n**{title}**\n", *lines])
-
-
-def bench_table(name: str, runs: Runs) -> str:
-    """Every method on one policy; its difference to static, seed by seed."""
-    passk = [key for key in ("pass@32",) if key in runs["static"][0]["final"]]
-    rows = []
-    for label in sorted(runs, key=METHODS.index):
-        lines = runs[label]
-        static = {line["seed"]: line for line in runs["static"]}
-        pairs = [(line, static[line["seed"]]) for line in lines if line["seed"] in static]
-        cells = [
-            label,
-            str(len(lines)),
-            interval([held(line) for line in lines], 2),
-            interval([line["final"]["correct"] for line in lines]),
-            interval([a["final"]["correct"] - b["final"]["correct"] for a, b in pairs]) if label != "static" else "",
-            interval([line["correct_mean"] for line in lines]),
-        ]
-        cells += [interval([at(line, key, 0.3) for line in lines]) for key in passk if key in lines[0]["curves"]]
-        cells += [interval([line["final"][key] for line in lines]) for key in passk]
-        logged = [line["clipped"] for line in lines if line.get("clipped")]
-        for side, region in (("high", "E2"), ("low", "E4")):
-            percent = 100 * np.mean([np.mean(line["curves"][f"clip_frac_{side}"]) for line in lines])
-            shares = [clipped[f"clip_{side}_{region}"] for clipped in logged]
-            cells += [f"{percent:.2f}", f"{100 * np.mean(shares):.0f}" if shares and percent else ""]
-        right_sign = f"{100 * np.mean([line['prediction']['same_sign'] for line in lines]):.0f}"
-        errors = [
-            f"{100 * np.mean([line[key] for line in lines]):.1f}"
-            for key in ("error_true", "error_measured")
-            if key in lines[0]
-        ]
-        rows.append([*cells, right_sign, " / ".join(errors)])
-    early = ["pass@32 at 0.3 T"] if "pass@32" in runs["static"][0]["curves"] else []
-    head = ["method", "seeds", "mean H / first H", "correct at the end", "minus static", "correct over the run", *early]
-    head += [
-        *(f"{key} at the end" for key in passk),
-        "clipped above, %",
-        "of them in E2, %",
-        "below, %",
-        "of them in E4, %",
-        "predicted change has the right sign, % of steps",
-        "off the target, % (true / measured)",
-    ]
-    return table(f"{name}: {BENCHES.get(name, 'linear policy, rewards without noise')}", head, rows)
-
-
-def controls_table(name: str, runs: Runs) -> str:
-    """What is left of a claim beside its control: differences between two methods, seed by seed."""
-    rows = []
-    for a, b in (("upper", "upper-const"), ("lower", "lower-const"), ("id", "id-up"), ("id", "upper")):
-        pairs = [(x, y) for x in runs.get(a, []) for y in runs.get(b, []) if x["seed"] == y["seed"]]
-        measures = [held, lambda line: line["final"]["entropy"] / line["h_init"], lambda line: line["final"]["correct"]]
-        measures += [lambda line: line["correct_mean"]]
-        if pairs:
-            differences = [interval([measure(x) - measure(y) for x, y in pairs]) for measure in measures]
-            rows.append([f"{a} − {b}", str(len(pairs)), *differences])
-    head = ["difference", "seeds", "mean H / first H", "last H / first H", "correct at the end", "correct over the run"]
-    return table(f"{name}: methods against their controls", head, rows)
-
-
-def midtraining_table(name: str, runs: Runs) -> str:
-    """The paper's claim about the middle of training: differences to static at 0.3 T, seed by seed."""
-    keys, static = ("correct", "pass@8", "pass@32"), {line["seed"]: line for line in runs["static"]}
-    rows = [["static itself", *(interval([at(line, key, 0.3) for line in static.values()]) for key in keys)]]
-    for label in ("id", "id-up", "upper", "upper-const", "clip-higher", "track"):
-        pairs = [(line, static[line["seed"]]) for line in runs.get(label, []) if line["seed"] in static]
-        rows.append([label, *(interval([at(a, key, 0.3) - at(b, key, 0.3) for a, b in pairs]) for key in keys)])
-    return table(f"{name}: minus static at 0.3 T", ["", "pass@1", "pass@8", "pass@32"], rows)
-
-
-def region_table(name: str, runs: Runs) -> str:
-    rows = [
-        [
-            label,
-            str(len(lines)),
-            interval([line["h_init"] for line in lines], 2),
-            interval([line["final"]["entropy"] for line in lines], 2),
-            f"{sum(line['final']['entropy'] > line['h_init'] for line in lines)} of {len(lines)}",
-            interval([line["final"]["correct"] for line in lines], 2),
-        ]
-        for label, lines in sorted(runs.items())
-    ]
-    return table(name, ["trained", "seeds", "first H", "H at the end", "rises in", "correct at the end"], rows)
+FIGURES = {  # {figure: the experiment without which it can't be drawn}
+    draw_first: "linear",
+    draw_paper: "linear",
+    draw_controls: "linear",
+    draw_targets: "linear",
+    draw_bench: "linear",
+    draw_width: "linear",
+    draw_passk: "linear",
+    draw_clipped: "linear",
+    draw_prediction: "linear",
+    draw_measured: "linear",
+    draw_regions: "regions-linear",
+    draw_explode: "explode",
+    draw_words: "words",
+}
 
 
 def draw(results: Path) -> None:
     """All figures and results/tables.md; a figure whose runs are not there is left out, and named."""
-    studies = load(results)
+    studies = tables.load(results)
     draw_method(results)
     draw_region_map(results)
-    needs = {
-        figure: ("linear",)
-        for figure in (
-            draw_first,
-            draw_paper,
-            draw_controls,
-            draw_targets,
-            draw_bench,
-            draw_passk,
-            draw_clipped,
-            draw_prediction,
-            draw_measured,
-        )
-    }
-    for figure, names in (needs | {draw_regions: ("regions-linear",), draw_words: ("words",)}).items():
-        if lacking := [name for name in names if name not in studies]:
-            print(f"{figure.__name__}: no results of {', '.join(lacking)}")
-        else:
+    for figure, needed in FIGURES.items():
+        if needed in studies:
             figure(studies, results)
-    names = [name for name in (*BENCHES, "linear-sound") if name in studies]
-    tables = [bench_table(name, studies[name]) for name in names]
-    tables += [controls_table(name, studies[name]) for name in BENCHES if name in studies]
-    tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
-    tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
-    (results / "tables.md").write_text("\n".join([HEAD, *tables]) + "\n")
-    print(results / "tables.md")
+        else:
+            print(f"{figure.__name__}: no results of {needed}")
+    tables.write(studies, results / "tables.md")

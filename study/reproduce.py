@@ -7,8 +7,8 @@
 
 A run is a command of study.softmax (a quarter of a minute on one core) or of grpo.py (two minutes), and a seed. What it
 logged is thinned, so that a point is the mean over a window of steps. It becomes one line of results/EXPERIMENT.jsonl,
-with the command. Runs that are there already are not made again, so an interrupted study goes on. figures.py draws the
-lines. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
+with the command. Runs that are there already are not made again, so an interrupted study goes on. figures.py and
+tables.py show the lines. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
 """
 
 import argparse
@@ -52,6 +52,7 @@ CURVES = (
 REGION_SETS = ("E1", "E2", "E3", "E4", "E1,E2,E3,E4")
 
 LINEAR = "study.softmax --policy linear --total-steps 600"
+SURE = "study.softmax --policy linear --total-steps 100 --zipf 5 --checked 1 --paid-correct 1 --paid-wrong 0"
 TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 WORDS = (
     "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
@@ -74,6 +75,14 @@ EXPERIMENTS = {  # {experiment: {label: command}}
     "regions-linear": {r: f"study.softmax --policy linear --total-steps 60 --train-regions {r}" for r in REGION_SETS},
     # the linear policy without noise in its rewards
     "linear-sound": {name: f"{LINEAR} --paid-correct 1 --paid-wrong 0 --schedule {name}" for name in ("static", "id")},
+    # a linear policy that is sure at first, of whose four tokens one decides an exact reward: entropy explodes
+    "explode": {
+        "static": f"{SURE} --schedule static",
+        "clip-higher": f"{SURE} --schedule clip-higher",
+        "lower": f"{SURE} --schedule lower",
+        "od": f"{SURE} --schedule od",
+        "track": f"{SURE} --objective track --target level",
+    },
     # a pretrained language model
     "words": {
         "static": f"{WORDS} --schedule static",
@@ -83,7 +92,8 @@ EXPERIMENTS = {  # {experiment: {label: command}}
     },
 }
 ONE_SEED = ("words",)  # made only if asked for
-FIRST_SEED = {"linear": 5, "linear-slow": 5, "linear-sound": 5, "tiny": 5}  # settings were chosen with seeds below 5
+# settings were chosen with seeds below 5
+FIRST_SEED = dict.fromkeys(("linear", "linear-slow", "linear-sound", "tiny", "explode"), 5)
 
 
 def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
@@ -106,6 +116,7 @@ def summarize(lines: list[dict], trained: str, tracks: bool = False) -> dict:
     ]
     measured = [line["entropy_change"] for line in lines] if "entropy_change" in lines[0] else np.diff(entropy)
     pairs = np.array([predicted[: len(measured)], measured])
+    pairs = pairs[:, pairs[0] != 0]  # without the steps that had no gradient
     for line, change in zip(lines, predicted):
         line["predicted"] = change
     edges = np.linspace(0, n, min(n, POINTS) + 1).round().astype(int)

@@ -1,14 +1,16 @@
 """GRPO on a softmax policy without a transformer: what each schedule does to entropy, in a quarter of a minute on one
 core.
 
+    python -m study.softmax                                                      # the paper's schedules: one picture
     python -m study.softmax --target 0:1,0.5:1.4,1:0.5                           # entropy on this curve: one picture
     python -m study.softmax --policy tabular --schedule id                       # the rewards are coin flips
     python -m study.softmax --policy linear --schedule id                        # real rewards, which are noisily paid
-    python -m study.softmax --policy linear --objective track --target waves      # entropy on a given curve
+    python -m study.softmax --policy linear --objective track --target waves     # entropy on a given curve
     python -m trainer.plots runs/linear-id-seed0 runs/linear-static-seed0
 
-A `--target` alone, without an objective, is the shortest try. It takes half a minute: the linear policy with its
-entropy on that curve, static GRPO with the same seed beside it, and a picture of both.
+Without a policy, schedule, objective or target, static GRPO, ID, DID and OD run one after another on the linear policy,
+in a minute. A `--target` without an objective runs GRPO with its entropy on that curve, and static GRPO, in half a
+minute. Both end with a table and a picture.
 
 A *context* is a state (the prompt) and a position in the response. What is sampled at one position does not change the
 context of the next one. So entropy and the share of correct responses are computed over all contexts, without sampling.
@@ -215,34 +217,34 @@ def run(cfg: Settings):
         }
 
 
+def flags_asked(argv: list[str] | None) -> dict[str, str | None]:
+    """The flags that decide what is run, None where one is not given."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("policy", "schedule", "objective", "target"):
+        early.add_argument(f"--{name}")
+    return vars(early.parse_known_args(argv)[0])
+
+
 def parse(argv: list[str] | None = None) -> Settings:
     """The run's settings from the command line, with the policy's own defaults. A bad flag exits with code 2 and says
     which."""
     parser = argparse.ArgumentParser(
         prog="softmax.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    early.add_argument("--policy")
-    early.add_argument("--target")
-    early.add_argument("--objective")
-    known = early.parse_known_args(argv)[0]
-    the_try = {"policy": "linear", "total_steps": 300} if known.target and not known.objective else {}
-    policy = known.policy or the_try.get("policy", Settings.policy)
-    preset = the_try | PRESETS.get(policy, {}) | {"policy": policy}
+    asked = flags_asked(argv)
+    on_target = asked["target"] and not asked["objective"]
+    policy = asked["policy"] or ("linear" if on_target or not any(asked.values()) else Settings.policy)
+    preset = PRESETS.get(policy, {}) | {"policy": policy} | ({"total_steps": 300} if on_target else {})
     for f in fields(Settings):
         flag, default = "--" + f.name.replace("_", "-"), preset.get(f.name, f.default)
-        parser.add_argument(
-            flag,
-            type=f.type,
-            default=default,
-            help=f"{f.metadata['help']} ({default})",
-            choices=f.metadata.get("choices"),
-        )
+        text, choices = f"{f.metadata['help']} ({default})", f.metadata.get("choices")
+        parser.add_argument(flag, type=f.type, default=default, help=text, choices=choices)
     try:
         cfg = Settings(**vars(parser.parse_args(argv)))
     except ValueError as error:
         parser.exit(2, f"softmax.py: error: {error}\n")
     name = cfg.objective if cfg.objective != "grpo" else "target" if cfg.target else cfg.schedule
+    name = name if any(asked.values()) else "schedules"
     cfg.output = cfg.output or f"runs/{cfg.policy}-{name}-seed{cfg.seed}"
     return cfg
 
@@ -257,13 +259,16 @@ def train(cfg: Settings, out: Path) -> list[dict]:
     return lines
 
 
-def draw_on_target(tracked: list[dict], static: list[dict], path: Path) -> None:
-    """One picture: the target dashed, the run that tracks it, and static GRPO; entropy, and correct responses."""
+def draw_runs(runs: dict[str, list[dict]], key: str, path: Path) -> None:
+    """One picture: entropy, which is `key` of the lines, beside the target if there is one; and correct responses. It
+    opens where there is a display."""
     figure, (entropy, correct) = plt.subplots(1, 2, figsize=(10, 4), constrained_layout=True)
-    for lines, color, label in ((static, "grey", "static GRPO"), (tracked, "C3", "entropy on the target")):
-        entropy.plot([line["entropy"] for line in lines], color=color, label=label)
+    for i, (label, lines) in enumerate(runs.items()):
+        color = "grey" if "static" in label else f"C{i}"
+        entropy.plot([line[key] for line in lines], color=color, label=label)
         correct.plot([line["correct"] for line in lines], color=color)
-    entropy.plot([line["target"] for line in tracked], color="black", linestyle="--", label="target")
+        if lines[0]["target"] is not None:
+            entropy.plot([line["target"] for line in lines], color="black", linestyle="--", label="target")
     entropy.set(title="policy entropy (nats per token)", xlabel="step", ylim=(0, None))
     entropy.legend()
     correct.set(title="share of correct responses", xlabel="step", ylim=(0, 1))
@@ -271,43 +276,55 @@ def draw_on_target(tracked: list[dict], static: list[dict], path: Path) -> None:
         axis.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
+        Image.open(path).show()
+
+
+def rows(runs: dict[str, list[dict]], key: str) -> dict[str, np.ndarray]:
+    """What `entropy_table` takes: {label: [1, steps]}."""
+    return {label: np.array([[line[key] for line in lines]]) for label, lines in runs.items()}
+
+
+def try_schedules(cfg: Settings) -> str:
+    """The paper's three schedules and static GRPO with one seed, drawn in one picture. Returns what happened."""
+    out, runs = Path(cfg.output), {}
+    for schedule, label in {"static": "static (GRPO)", "id": "id", "did": "did", "od": "od"}.items():
+        runs[label] = train(replace(cfg, schedule=schedule), out / schedule)
+    draw_runs(runs, "entropy", out / "entropy.png")
+    return f"{entropy_table(rows(runs, 'entropy'))}\nThe mean over all states.\n{out / 'entropy.png'}"
 
 
 def try_target(cfg: Settings) -> str:
-    """The run on `cfg.target` and static GRPO beside it, drawn in one picture, which opens where there is a display.
-    Returns what happened."""
-    out = Path(cfg.output)
+    """The run on `cfg.target` and static GRPO beside it, drawn in one picture. Returns what happened. All entropies are
+    those of a step's batch: the curve is a multiple of the first of them, and the controller is told them."""
+    out, key = Path(cfg.output), "measured_entropy"
     tracked = train(replace(cfg, objective="track"), out / "track")
     static = train(replace(cfg, target=""), out / "static")
-    draw_on_target(tracked, static, out / "entropy.png")
-    if sys.platform != "linux" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"):
-        Image.open(out / "entropy.png").show()
-    h_init = tracked[0]["measured_entropy"]  # which the curve is a multiple of
-    error = sum(abs(line["entropy"] - line["target"]) for line in tracked) / len(tracked) / h_init
-    curves = {
-        "your curve": (tracked, "target"),
-        "GRPO on it (track)": (tracked, "entropy"),
-        "GRPO (static)": (static, "entropy"),
-    }
-    table = entropy_table({name: np.array([[line[key] for line in lines]]) for name, (lines, key) in curves.items()})
-    return f"{table}\n{error:.1%} of the first entropy away from the curve on average\n{out / 'entropy.png'}"
+    runs = {"GRPO on it (track)": tracked, "GRPO (static)": static}
+    draw_runs(runs, key, out / "entropy.png")
+    error = sum(abs(line[key] - line["target"]) for line in tracked) / len(tracked) / tracked[0][key]
+    table = entropy_table(rows({"your curve": tracked}, "target") | rows(runs, key))
+    text = f"The mean over each step's tokens, {error:.1%} of the first one away from the curve on average."
+    return f"{table}\n{text}\n{out / 'entropy.png'}"
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg = parse(argv)
+    cfg, asked = parse(argv), flags_asked(argv)
     torch.set_num_threads(1)  # the tensors are small: more threads are slower
     try:
         Path(cfg.output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         sys.exit(f"softmax.py: error: --output {cfg.output}: {error.strerror}")
-    if cfg.target and cfg.objective == "grpo":
+    if not any(asked.values()):
+        print(try_schedules(cfg))
+    elif cfg.target and cfg.objective == "grpo":
         print(try_target(cfg))
-        return
-    last = train(cfg, Path(cfg.output))[-1]
-    print(
-        f"{cfg.output}: after {cfg.total_steps} steps entropy {last['entropy']:.3f} nats, "
-        f"reward {last['reward']:.3f}, correct {last['correct']:.3f}"
-    )
+    else:
+        last = train(cfg, Path(cfg.output))[-1]
+        print(
+            f"{cfg.output}: after {cfg.total_steps} steps entropy {last['entropy']:.3f} nats, "
+            f"reward {last['reward']:.3f}, correct {last['correct']:.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,21 @@ import pytest
 
 from methods import Target
 from study import reproduce, softmax
-from study.figures import draw, interval, load
+from study.figures import draw
 from study.reproduce import EXPERIMENTS, FIRST_SEED, ONE_SEED, Study, summarize
+from study.tables import (
+    comparisons,
+    correct,
+    dead,
+    half_width,
+    holm,
+    interval,
+    load,
+    p_value,
+    quantile,
+    spread,
+    target_table,
+)
 from trainer.config import parse_config
 from trainer.logger import read_lines
 
@@ -69,8 +82,8 @@ def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, capf
         "EXPERIMENTS",
         {
             "small": {
-                "static": "study.softmax --states 8 --prompts 8 --updates 1",
-                "broken": "study.softmax --prompts 65",
+                "static": "study.softmax --policy tabular --states 8 --prompts 8 --updates 1",
+                "broken": "study.softmax --policy tabular --prompts 65",
             }
         },
     )
@@ -121,3 +134,43 @@ def test_figures_and_tables_come_from_the_results_alone(tmp_path, capsys):
 def test_interval_is_students():
     assert interval([1.0, 2.0, 3.0, 4.0, 5.0], 2) == "3.00 ± 1.96"  # 2.776 · sqrt(2.5 / 5)
     assert interval([1.0]) == "1.000"
+
+
+@pytest.mark.parametrize("n, t", [(2, 12.7062), (3, 4.3027), (4, 3.1824), (10, 2.2622), (20, 2.0930), (31, 2.0423)])
+def test_quantiles_are_those_of_the_printed_tables(n, t):
+    assert quantile(n) == pytest.approx(t, abs=5e-5)
+
+
+def test_p_value_is_a_twentieth_where_the_interval_ends_at_zero():
+    values = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert p_value([x - 3 + half_width(values) for x in values]) == pytest.approx(0.05)
+    assert p_value([2.0, 2.0]) == 0 and p_value([0.0, 0.0]) == 1
+
+
+def test_holm_divides_by_what_is_left():
+    # .01 < .05 / 4, .015 < .05 / 3, .03 > .05 / 2: with it the larger ones are out, though .04 < .05 / 1
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.03, "d": 0.015}) == {"b", "d"}
+
+
+def run_of(seed: int, final: float, predicted: list[float]) -> dict:
+    curves = {"predicted": predicted, "clip_frac_high": [0.1], "clip_frac_low": [0.1]}
+    prediction = {"same_sign": 0.8}
+    return dict(seed=seed, final={"correct": final}, curves=curves, prediction=prediction, error_measured=0.1 * seed)
+
+
+def test_dead_runs_are_named_and_kept_out():
+    good = [run_of(seed, 0.5, [0.1, 0.1]) for seed in (1, 2)]
+    frozen, wrong = run_of(3, 0.5, [0.1, 0.0]), run_of(4, 0.001, [0.1, 0.1])
+    assert [dead(line) for line in (*good, frozen, wrong)] == [False, False, True, True]
+    runs = {"static": good, "track": [*good, frozen, wrong], "stare": good}
+    assert "| track | 2 of 4 |  | 15.0 ±" in target_table("some", runs)
+    assert spread(runs["track"], correct) == (0.5, 0.001, 0.5)  # median and range
+    against = {"track": "static", "stare": "static"}
+    assert comparisons(runs, against) == "Comparisons in a column: 1. Dead runs: track 2 of 4."
+
+
+def test_steps_without_a_gradient_have_no_sign():
+    lines = made_up()
+    for line in lines[60:]:  # all rewards alike
+        line["predicted_entropy_change"] = dict.fromkeys(line["predicted_entropy_change"], 0.0)
+    assert summarize(lines, "E1,E2,E3,E4")["prediction"]["same_sign"] == 1
