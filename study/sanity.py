@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sanity", description=__doc__, formatter_class=raw)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=2 * cfg.total_steps, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=cfg.total_steps, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default="study/results", help="default: %(default)s")
     args = parser.parse_args(argv)
     data, results = args.output / "sanity-problems.json", args.output / "sanity.jsonl"
