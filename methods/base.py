@@ -84,6 +84,15 @@ def top_share(values: torch.Tensor, in_loss: torch.Tensor, share: float) -> torc
     return chosen.index_fill(0, highest, True)
 
 
+def mean_over_responses(tokens: Tokens) -> torch.Tensor:
+    """[N] mean length / own length of a token's response, counted in tokens of the loss: weights that turn the loss's
+    mean over tokens into a mean over responses of the mean over their tokens. Departure of those who use it: it is that
+    mean over the rollout batch as a whole, and over a mini-batch only nearly, as its mean length differs a little."""
+    lengths = tokens.response[tokens.in_loss].bincount(minlength=int(tokens.response.max()) + 1)  # [R]
+    mean = tokens.in_loss.sum().to(tokens.logp.dtype) / (lengths > 0).sum().clamp(min=1)
+    return (mean / lengths.clamp(min=1))[tokens.response]
+
+
 def covariance(tokens: Tokens) -> torch.Tensor:
     """[N] cov_t = (Â_t − mean Â)(ln p_t − mean ln p), the token's share of the covariance of ln π and Â that makes
     entropy fall, to first order (arXiv 2505.22617); −inf for tokens outside the loss, which have no part in the means.

@@ -22,6 +22,7 @@ from methods.entropy_bonus import EntropyBonus
 PIP = "pip install --no-deps -r requirements-integrations.txt"
 needs_verl = pytest.mark.skipif(not (find_spec("verl") and find_spec("ray")), reason=f"needs verl: {PIP}")
 needs_trl = pytest.mark.skipif(not find_spec("trl"), reason=f"needs TRL: {PIP}")
+TRL_ARGS = dict(delta=None, steps_per_generation=1, sapo_temperature_pos=1.0, sapo_temperature_neg=1.05)
 LINES = [(EPS, EPS), (CLIP_HIGHER, EPS), (U, EPS), (EPS, M), (U, M)]
 
 
@@ -43,8 +44,8 @@ def loss_and_gradient(loss, logp):
     return loss.item(), torch.autograd.grad(loss, logp)[0]
 
 
-def by_verl(loss_mode, batch, **options):
-    """(loss, gradient, metrics) of one of verl's registered losses, as a mean over tokens."""
+def by_verl(loss_mode, batch, mean="token-mean", **options):
+    """(loss, gradient, metrics) of one of verl's registered losses, as a mean over tokens, or another mean."""
     from verl.trainer.ppo.core_algos import get_policy_loss_fn
     from verl.workers.config import ActorConfig, PolicyLossConfig
 
@@ -53,13 +54,14 @@ def by_verl(loss_mode, batch, **options):
     config = ActorConfig(
         strategy="fsdp", rollout_n=1, ppo_micro_batch_size_per_gpu=1, policy_loss=policy_loss, **options
     )
-    loss, metrics = get_policy_loss_fn(loss_mode)(*batch, "token-mean", config)
+    loss, metrics = get_policy_loss_fn(loss_mode)(*batch, mean, config)
     return *loss_and_gradient(loss, batch[1]), metrics
 
 
 def by_trl(batch, entropy, **options):
-    """(loss, gradient, metrics) of TRL's loss "bnpo", a mean over tokens. The trainer is a stub: a namespace with the
-    settings that its `_compute_loss` reads, and a model whose ln π and H are those of the batch."""
+    """(loss, gradient, metrics) of TRL's loss "bnpo", a mean over tokens, or another `loss_type`. The trainer is a
+    stub: a namespace with the settings that its `_compute_loss` reads, and a model whose ln π and H are those of the
+    batch."""
     from trl_runs import GRPOTrainer
 
     old_logp, logp, advantages, mask = batch
@@ -77,18 +79,54 @@ def by_trl(batch, entropy, **options):
         epsilon_high=0.2,
         entropy_coef=0.0,
     )
-    trainer = types.SimpleNamespace(**(settings | options), args=types.SimpleNamespace(delta=None))
+    trainer = types.SimpleNamespace(**(settings | options), args=types.SimpleNamespace(**TRL_ARGS))
     trainer._entropy_bonus_enabled = trainer.entropy_coef != 0
     trainer._get_per_token_logps_and_entropies = lambda *args, **kwargs: (logp, entropy, None)
     trainer._metrics = {"train": defaultdict(list)}
     trainer.model = types.SimpleNamespace(training=True)
     same = lambda tensor, reduction=None: tensor
-    trainer.accelerator = types.SimpleNamespace(gather=same, reduce=same, sync_gradients=True)
+    trainer.accelerator = types.SimpleNamespace(gather=same, reduce=same, sync_gradients=True, num_processes=1)
     ids = torch.zeros(mask.shape, dtype=torch.long)
     inputs = {"prompt_ids": ids, "prompt_mask": ids, "completion_ids": ids, "completion_mask": mask.long()}
-    inputs |= {"advantages": advantages, "old_per_token_logps": old_logp}
+    inputs |= {"advantages": advantages, "old_per_token_logps": old_logp, "num_items_in_batch": mask.sum()}
     loss = GRPOTrainer._compute_loss(trainer, None, inputs)
     return *loss_and_gradient(loss, logp), trainer._metrics["train"]
+
+
+def mild(batch):
+    """The batch with |log r| below 10, as TRL does not bound it, and with one advantage per response."""
+    old_logp, logp, advantages, mask = batch
+    logp = logp.detach().clamp(min=-10).requires_grad_()
+    return old_logp.clamp(min=-10), logp, advantages[:, :1].expand_as(mask), mask
+
+
+def wide(batch):
+    """The batch with ratios of up to e², which a cap of 5 binds."""
+    old_logp, logp, advantages, mask = mild(batch)
+    return old_logp, (2 * (logp.detach() - old_logp)).clamp(-2, 2).add(old_logp).requires_grad_(), advantages, mask
+
+
+def close(batch):
+    """The batch with ratios that GSPO's bounds clip in some responses."""
+    old_logp, logp, advantages, mask = mild(batch)
+    return old_logp, (old_logp + 1e-3 * (logp.detach() - old_logp)).requires_grad_(), advantages, mask
+
+
+def by_ours(objective, batch):
+    """(loss, gradient, clip sides) of a method as the trainer computes them, on the response tokens alone."""
+    old_logp, logp, advantages, mask = batch
+    method, n = make_method(objective), int(mask.sum())
+    everything, none = torch.ones(n, dtype=torch.bool), torch.zeros(4, n)
+    response = torch.arange(len(mask))[:, None].expand_as(mask)[mask]
+    tokens = Tokens(old_logp[mask], none[0], advantages[mask], everything, response, none)
+    args = old_logp[mask], logp[mask], advantages[mask], everything, EPS, EPS
+    loss, side = method.loss(*args, method.marks(tokens))
+    return *loss_and_gradient((loss * method.weights(tokens, torch.Generator())).sum() / n, logp), side
+
+
+def assert_same(ours, theirs):
+    torch.testing.assert_close(torch.tensor(ours[0]), torch.tensor(theirs[0]))
+    torch.testing.assert_close(ours[1], theirs[1])
 
 
 @needs_verl
@@ -176,6 +214,61 @@ def test_dppo_has_verls_gradient():
     torch.testing.assert_close(loss_and_gradient(ours.sum() / mask.sum(), batch[1])[1], gradient)
     clipped = (side != 0).sum().item()
     assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * mask.sum().item(), 3) == clipped
+
+
+@needs_verl
+def test_dppo_kl_has_verls_gradient():
+    """verl adds 1e-8 to 1 − p. No token of this batch is so near to the bound that it would matter."""
+    batch = mild(a_batch(seed=7, rows=40))
+    _, gradient, metrics = by_verl("dppo_kl", batch, clip_ratio_low=0.05, clip_ratio_high=0.05, clip_ratio_c=1e30)
+    ours, side = make_method("dppo-kl").loss(*batch, EPS, EPS)
+    torch.testing.assert_close(loss_and_gradient(ours.sum() / batch[3].sum(), batch[1])[1], gradient)
+    clipped = (side != 0).sum().item()
+    assert clipped > 0 and round(metrics["actor/pg_clipfrac"] * batch[3].sum().item(), 3) == clipped
+
+
+@needs_trl
+def test_cispo_is_trls():
+    batch = wide(a_batch(seed=8, rows=40))
+    loss, gradient, metrics = by_trl(batch, torch.zeros(batch[3].shape), loss_type="cispo", epsilon_high=5.0)
+    ours = by_ours("cispo", batch)
+    assert_same(ours, (loss, gradient))
+    capped = (ours[2] != 0).sum().item()
+    assert capped > 0 and round(metrics["cispo_clip_ratio"][0] * batch[3].sum().item(), 3) == capped
+
+
+@needs_verl
+def test_cispo_is_verls():
+    batch = wide(a_batch(seed=8, rows=40))
+    assert_same(by_ours("cispo", batch), by_verl("cispo", batch, clip_ratio_low=1.0, clip_ratio_high=4.0))
+
+
+@needs_trl
+def test_gspo_is_trls():
+    batch = close(a_batch(seed=9, rows=40))
+    options = dict(importance_sampling_level="sequence", loss_type="grpo", epsilon_low=3e-4, epsilon_high=4e-4)
+    ours = by_ours("gspo", batch)
+    assert_same(ours, by_trl(batch, torch.zeros(batch[3].shape), **options))
+    assert {1, 0, -1} == set(ours[2].tolist())
+
+
+@needs_verl
+def test_gspo_is_verls():
+    batch = close(a_batch(seed=9, rows=40))
+    clips = dict(clip_ratio_low=3e-4, clip_ratio_high=4e-4)
+    assert_same(by_ours("gspo", batch), by_verl("gspo", batch, mean="seq-mean-token-mean", **clips))
+
+
+@needs_trl
+def test_sapo_is_trls():
+    batch = wide(a_batch(seed=10, rows=40))
+    assert_same(by_ours("sapo", batch), by_trl(batch, torch.zeros(batch[3].shape), loss_type="sapo"))
+
+
+@needs_verl
+def test_sapo_is_verls():
+    batch = wide(a_batch(seed=10, rows=40))
+    assert_same(by_ours("sapo", batch), by_verl("sapo", batch))
 
 
 @needs_trl

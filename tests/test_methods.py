@@ -2,12 +2,14 @@
 
 import math
 import random
+import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import methods
 from clipping import clipped_surrogate, region_masks
 from methods import METHODS, ON_TARGET, Tokens, make_method
 
@@ -77,6 +79,16 @@ def assert_same(function, formula, args):
     torch.testing.assert_close(loss, want, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(gradient, slope, atol=1e-7, rtol=1e-6)
     return side
+
+
+def test_the_table_of_methods_has_each_with_its_file_and_its_papers_number():
+    rows = [line.split() for line in methods.__doc__.splitlines() if line.endswith(".py")]
+    assert {row[0]: row[-1] for row in rows} == {
+        name: method.__module__.removeprefix("methods.") + ".py" for name, method in METHODS.items()
+    }
+    for name, number, *_ in rows:
+        source = sys.modules[METHODS[name].__module__].__doc__
+        assert number in source or name in ("grpo", "entropy-bonus"), name
 
 
 # ------------------------------------------------------------------------------------------------------ the formulas
@@ -180,6 +192,124 @@ def test_dcpo():
     assert (side == 1).sum() > 20 and (side == -1).sum() > 20
 
 
+def test_dppo_kl():
+    def formula(old, new, a, frozen):
+        q, p = math.exp(old), math.exp(frozen)
+        d = q * math.log(q / p) + (1 - q) * math.log((1 - q) / (1 - p))
+        if d > 0.05 and (p > q if a > 0 else p < q):
+            return 0.0
+        return -math.exp(new - old) * a
+
+    side = assert_same(made("dppo-kl").loss, formula, batch(spread=0.8))
+    assert (side == 1).sum() > 20 and (side == -1).sum() > 20
+
+
+def test_dppo_kl_where_a_probability_is_1():
+    """D is infinite towards p = 1, and small from there to a likely token; at p = p_old = 1 it is 0."""
+    old = torch.tensor([0.5, 1.0, 1.0, 1.0]).log()
+    logp, advantages = torch.tensor([1.0, 0.97, 0.9, 1.0]).log(), torch.tensor([1.0, -1.0, -1.0, -1.0])
+    _, side = made("dppo-kl").loss(old, logp, advantages, torch.ones(4, dtype=torch.bool), UPPER, LOWER)
+    assert side.tolist() == [1, 0, -1, 0]  # D = ln(1 / 0.97) = 0.03 and ln(1 / 0.9) = 0.11
+
+
+def test_bandpo():
+    def formula(old, new, a, frozen):
+        r, q = math.exp(new - old), math.exp(old)
+        width = math.sqrt(0.05 * (1 - q) / q)
+        return -min(r * a, min(max(r, 1 - width, 0), 1 + width, 1 / q) * a)
+
+    side = assert_same(made("bandpo").loss, formula, batch(spread=0.8))
+    assert (side == 1).sum() > 20 and (side == -1).sum() > 20
+
+
+def test_bandpos_bounds_are_where_chi_squared_is_delta_or_the_probabilities_end():
+    """χ²(π, π_old) = Σ (π − π_old)² / π_old, with everything but the token scaled alike."""
+    others = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    for q in (0.001, 0.03, 0.3, 0.7, 0.94, 0.98, 1.0):
+        for ratio in (bound.item() for bound in made("bandpo").bounds(torch.tensor(q, dtype=torch.float64))):
+            moved = torch.cat([torch.tensor([q * ratio - q]), others * (q - q * ratio)])
+            chi_squared = (moved**2 / torch.cat([torch.tensor([q]), others * (1 - q)])).nansum().item()
+            inside = 1e-9 < q * ratio < 1 - 1e-9
+            assert chi_squared == pytest.approx(0.05) if inside else chi_squared <= 0.05 and 0 <= q * ratio <= 1
+
+
+def test_cispo():
+    old, logp, advantages, mask = args = batch(spread=1.2)
+    loss, gradient, side = loss_and_gradient(made("cispo").loss, *args)
+    for i in range(len(old)):
+        r = math.exp(logp[i].item() - old[i].item())
+        a = advantages[i].item() if mask[i] else 0.0
+        want = -min(r, 5.0) * a
+        assert (loss[i].item(), gradient[i].item()) == pytest.approx((want * logp[i].item(), want), abs=1e-12)
+        assert side[i] == (r > 5 and a > 0)
+    assert side.sum() > 5 and ((logp - old).exp() < 0.2).sum() > 5  # no lower bound
+
+
+def responses_of(mask):
+    """The numbers of each response's tokens in the loss, for those that have any."""
+    numbers = range(len(mask))
+    found = [[i for i in numbers if i // PER_RESPONSE == k and mask[i]] for k in range(len(mask) // PER_RESPONSE)]
+    return [tokens for tokens in found if tokens]
+
+
+def test_gspo():
+    """With its weights the mean over tokens is the mean over responses; slopes by central differences of that."""
+    old, logp, advantages, mask = args = batch(n=200, spread=2e-3)
+    mask[:PER_RESPONSE] = False  # a response outside the loss is not counted
+    responses = responses_of(mask)
+    loss, gradient, side = loss_and_gradient(whole("gspo"), *args)
+
+    def formula(new):
+        total = 0.0
+        for tokens in responses:
+            s = math.exp(sum(new[i] - old[i].item() for i in tokens) / len(tokens))
+            a = advantages[tokens[0]].item()
+            total -= min(s * a, min(max(s, 1 - 3e-4), 1 + 4e-4) * a)
+        return total / len(responses)
+
+    new, n, h = logp.tolist(), int(mask.sum()), 1e-6
+    assert loss.sum().item() / n == pytest.approx(formula(new), abs=1e-14)
+    for i in range(len(new)):
+        up, down = ([x + sign * h * (i == j) for j, x in enumerate(new)] for sign in (1, -1))
+        assert gradient[i].item() / n == pytest.approx((formula(up) - formula(down)) / (2 * h), abs=1e-8)
+    assert {1, 0, -1} == set(side.tolist())
+    for tokens in responses:  # a response is clipped as a whole
+        assert len(set(side[tokens].tolist())) == 1
+
+
+def test_a_filler_has_no_part_in_gspos_ratio():
+    """In a micro-batch a masked copy of a response stands beside it, with the same number."""
+    old, logp, advantages, mask = batch(n=20, spread=1e-3)
+    method = made("gspo")
+    marks = method.marks(tokens_of(old, advantages, mask))
+    loss, side = method.loss(old, logp, advantages, mask, UPPER, LOWER, marks)
+    twice = [torch.cat([x, x[:PER_RESPONSE]]) for x in (old, logp, advantages, mask, marks)]
+    twice[3][20:] = False
+    with_filler, sides = method.loss(*twice[:4], UPPER, LOWER, twice[4])
+    torch.testing.assert_close(with_filler[:20], loss, atol=0, rtol=0)
+    assert (with_filler[20:] == 0).all() and torch.equal(sides[:20], side)
+
+
+def test_sapo():
+    def formula(old, new, a, frozen):
+        tau = 1.0 if a > 0 else 1.05
+        return -4 / tau / (1 + math.exp(-tau * (math.exp(new - old) - 1))) * a
+
+    side = assert_same(made("sapo").loss, formula, batch(spread=0.8))
+    assert (side == 0).all()
+
+
+@pytest.mark.parametrize("name", ["gspo", "sapo"])
+def test_their_mean_over_tokens_is_a_mean_over_responses(name):
+    old, _, advantages, mask = batch()
+    mask[:PER_RESPONSE] = False
+    weights = made(name).weights(tokens_of(old, advantages, mask), None).tolist()
+    found = responses_of(mask)
+    for tokens in found:
+        assert sum(weights[i] for i in tokens) == pytest.approx(int(mask.sum()) / len(found))
+        assert len({weights[i] for i in tokens}) == 1
+
+
 def weights_of(name, output=0.0):
     old, _, advantages, mask = batch()
     tokens = tokens_of(old, advantages, mask, entropy=-1.7 * old.flip(0))
@@ -209,6 +339,15 @@ def test_top_entropy_trains_a_fifth_of_the_tokens():
 def test_negative_samples_weigh_more(name, weight):
     tokens, weights = weights_of(name)
     assert weights.tolist() == [weight if a > 0 else 1.0 for a in tokens.advantages]
+
+
+@pytest.mark.parametrize("zeta", [-0.05, 0.0, 0.05, 0.5])
+def test_repo_r_multiplies_the_advantage(zeta):
+    tokens, weights = weights_of("repo-r", zeta)
+    logp, advantages = tokens.logp.tolist(), tokens.advantages.tolist()
+    want = [max(0, a * (1 - zeta * x)) if a > 0 else -max(0, -a * (1 + zeta * x)) for x, a in zip(logp, advantages)]
+    assert (weights * tokens.advantages).tolist() == pytest.approx(want, abs=1e-15)
+    assert (weights == 0).any() == (zeta == 0.5)  # never negative
 
 
 @pytest.mark.parametrize("gain", [-1.0, -0.4, 0.0, 0.7, 1.0])

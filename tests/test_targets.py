@@ -12,6 +12,7 @@ from methods import METHODS, ON_TARGET, TARGETS, Target
 from methods.adaptive_bonus import AdaptiveBonus
 from methods.entrocraft import Entrocraft
 from methods.entropic import EntroPIC
+from methods.repo_r import REPOR
 from methods.stare import Stare
 from methods.track import Track
 
@@ -164,6 +165,16 @@ def test_stare_moves_its_weight_by_a_hundredth_and_uses_it_below_the_target():
     for k in range(80):
         method.observe(k, 0.6)
     assert at(method, 81, 0.4) == pytest.approx(1.0)
+
+
+def test_repo_r_doubles_and_halves_its_coefficient_and_turns_its_sign_at_the_lower_end():
+    method = aiming_at(REPOR, 0.5)
+    applied = [at(method, k, h) for k, h in enumerate((0.4, 0.4, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.6, 0.4, 0.4))]
+    down = [1e-3 / 2**k for k in range(4)]  # the next, 6e-5, would lie below the least
+    assert applied == pytest.approx([1e-3, 2e-3, 4e-3, 2e-3, *down, -1e-4, -2e-4, -1e-4])
+    assert method.memory == 1e-4  # and back
+    for entropy, most in ((0.4, 0.05), (0.6, -0.05)):
+        assert [at(method, k, entropy) for k in range(30)][-1] == most
 
 
 @pytest.mark.parametrize("controller", ALL_ON_TARGET)
