@@ -28,7 +28,8 @@ from logprobs import token_stats
 from study.memory import GIB
 from trainer.batching import MicroBatch, collate
 from trainer.distributed import end_distributed, init_distributed
-from trainer.policy import Policy, build_policy, full_tensor, load_model
+from trainer.model import load_model
+from trainer.policy import Policy, build_policy, full_tensor
 
 RESULTS = Path(__file__).parent / "results"
 PEAK = 989e12  # bf16 operations per second of an H100 or H200
@@ -85,7 +86,7 @@ def check_equality(device: torch.device, mesh, directory: Path) -> dict:
     batch = make_batch(6, 300, SMALL["vocab_size"], torch.device("cpu"))
     expected = reference(batch)
     (-expected.mean()).backward()
-    policy = build_policy(path, mesh, 1.0)
+    policy = build_policy(load_model(path), mesh, 1.0)
     logp = policy(batch.to(device))
     (-logp.mean()).backward()
     gradients = [
@@ -106,7 +107,7 @@ def check_speed(device: torch.device, mesh, directory: Path, layers: int) -> dic
     on_gpu = device.type == "cuda"
     shape = QWEN if on_gpu else SMALL
     path = save_model(directory, shape, layers)
-    policy = build_policy(path, mesh, 1.0)
+    policy = build_policy(load_model(path), mesh, 1.0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     # without embeddings
     count = sum(p.numel() for p in policy.parameters()) - shape["vocab_size"] * shape["hidden_size"]
