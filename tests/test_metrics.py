@@ -108,6 +108,12 @@ def test_the_farewell_says_what_entropy_did_here_and_elsewhere_and_draws_it(ship
     assert "this run" in text and "seeds" not in text
 
 
+def test_a_broken_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "ent\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, can't be read"):
+        plots.plot_runs([tmp_path], tmp_path / "out.png")
+
+
 REPORT = """
 import psutil, sys
 from pathlib import Path

@@ -147,12 +147,13 @@ def print0(text: str, file=None) -> None:
 
 class StopRequest:
     """Remembers a signal that asks the run to stop, until a step is done: SIGTERM and SIGUSR1 of a batch scheduler,
-    Ctrl-C, SIGHUP of a connection that dropped, SIGQUIT. A second Ctrl-C ends the run at once."""
+    Ctrl-C, SIGHUP of a connection that dropped (not under nohup), SIGQUIT. A second Ctrl-C ends the run at once."""
 
     def __init__(self):
         self.signal = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, self._remember)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number, frame) -> None:
         self.signal = number

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
 from trainer.batching import MicroBatch, collate, micro_batches
-from trainer.distributed import print0
+from trainer.distributed import gather, print0
 from trainer.model import Description, describe, dropouts, first_line, one_line
 from trainer.rollout import Rollouts
 
@@ -49,14 +49,18 @@ class Policy(torch.nn.Module):
             tensor = tensor.to(dtype or self.compute_dtype)  # before gathering: half the traffic
             yield name.removeprefix("lm."), full_tensor(tensor)
 
-    def save(self, directory: Path, tokenizer) -> None:
-        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. A collective."""
-        dtype, first = self.description.dtype, dist.get_rank() == 0
+    def save(self, directory: Path, tokenizer) -> str | None:
+        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. Returns on every rank
+        why that was impossible, None if it was not. A collective."""
+        dtype, first, errors = self.description.dtype, dist.get_rank() == 0, []
         weights = {name: tensor.cpu() for name, tensor in self.full_tensors(dtype) if first}  # gathered on all ranks
         if first:
-            self.lm.save_pretrained(directory, state_dict=weights)
-            self.description.write(directory, tokenizer)  # save_pretrained wrote the config of the model in training
-        dist.barrier()
+            try:
+                self.lm.save_pretrained(directory, state_dict=weights)
+                self.description.write(directory, tokenizer)  # save_pretrained wrote the config of the one in training
+            except Exception as error:  # of a full disk, which safetensors reports in its own way
+                errors = [f"{directory} could not be saved: {first_line(error)}"]
+        return next(iter(gather(errors)), None)
 
 
 @torch.no_grad()

@@ -132,9 +132,9 @@ def finish(run: Run, logger: Logger) -> None:
     logger.close()
     with run.phases("save"):
         run.checkpointer.finish()
-        run.policy.save(run.directory / "model", run.environment.tokenizer)
-    if run.checkpointer.error:  # on rank 0
-        sys.exit(f"grpo.py: error: {run.checkpointer.error}")
+        error = run.policy.save(run.directory / "model", run.environment.tokenizer)
+    if error := run.checkpointer.error or error:  # the checkpointer's is on rank 0
+        sys.exit(f"grpo.py: error: {error}; once it can be, --resume {run.directory}")
     first = dist.get_rank() == 0
     end_distributed(run.sampler)
     if first:  # alone by now, since the farewell of the built-in task takes a minute
@@ -161,7 +161,8 @@ def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -
 def save_evidence(run: Run, step: int) -> str:
     """Keeps the weights, and on rank 0 the rollouts, of a step that went wrong; says where. A collective."""
     directory = run.directory / f"bad-step-{step}"
-    run.policy.save(directory, run.environment.tokenizer)
+    if error := run.policy.save(directory, run.environment.tokenizer):
+        return error
     if dist.get_rank() == 0:
         torch.save(run.evidence, directory / "rollouts.pt")
     return f"weights left as they were, saved with the rollouts in {directory}"
