@@ -32,7 +32,7 @@ import torch
 import torch.distributed as dist
 from matplotlib.figure import Figure
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import cached_file
 from transformers.utils.logging import disable_progress_bar
 
@@ -40,9 +40,9 @@ import rewards
 from sample import Sampling, eos_ids, make_sampler
 from tasks import tiny
 from trainer.checkpoint import lock
-from trainer.data import data_hash, encode_prompt, load_problems, read_problems
-from trainer.distributed import end_distributed, gather, init_distributed, print0, seed_of
-from trainer.policy import find_model
+from trainer.data import check_prompts, data_hash, encode_problems, load_problems, read_problems
+from trainer.distributed import end_distributed, gather, init_distributed, print0, seed_of, steady_streams
+from trainer.model import find_model, load_model, one_line, open_model
 
 BENCHMARKS = {  # hub id, split; the paper does not say which AMC it used
     "aime24": ("HuggingFaceH4/aime_2024", "train"),  # 30 questions
@@ -290,46 +290,63 @@ def fingerprint(directory: str) -> str:
     return digest.hexdigest()
 
 
+def split_benchmarks(text: str) -> list[str]:
+    """The specs of --benchmarks. A comma that is followed by no name of a benchmark belongs to a path."""
+    specs = []
+    for part in text.split(","):
+        is_spec = "=" in part or part in BENCHMARKS or part == "tiny" or not specs or "=" not in specs[-1]
+        specs = [*specs, part] if is_spec else [*specs[:-1], f"{specs[-1]},{part}"]
+    return specs
+
+
 def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple], Sampling, int]:
     """({model: its questions}, those answered before, sampling, max_len). Raises ValueError or OSError for what the
     user can mend."""
-    names = [spec.partition("=")[0] for spec in args.benchmarks.split(",")]
+    specs = split_benchmarks(args.benchmarks)
+    names = [spec.partition("=")[0] for spec in specs]
     if len(set(names)) < len(names) or len(set(args.model)) < len(args.model):
         raise ValueError(
             "a model or a benchmark is named twice: give each once, and files of your own different names (NAME=PATH)"
         )
     if args.samples < 1:
         raise ValueError(f"--samples must be at least 1, got {args.samples}")
-    benchmarks = dict(zip(names, map(load_benchmark, args.benchmarks.split(","))))
-    asked, context = {}, sys.maxsize
+    benchmarks = dict(zip(names, map(load_benchmark, specs)))
+    opened, context = {}, sys.maxsize
     for model in args.model:
-        try:
-            tokenizer, config = (auto.from_pretrained(find_model(model)) for auto in (AutoTokenizer, AutoConfig))
-        except (OSError, ValueError) as error:
-            raise ValueError(f"--model {model}: {error}") from None
-        eos_ids(find_model(model))
-        context = min(context, getattr(config.get_text_config(), "max_position_embeddings", context))
-        asked[model] = [
-            {
-                "model": model,
-                "benchmark": name,
-                "question": i,
-                **row,
-                "prompt_ids": encode_prompt(tokenizer, row["problem"]),
-            }
-            for name, rows in benchmarks.items()
-            for i, row in enumerate(rows)
-        ]
-    longest = max(len(row["prompt_ids"]) for rows in asked.values() for row in rows)
-    limit = max(1, min(MAX_NEW_TOKENS, context - longest)) if args.max_new_tokens is None else args.max_new_tokens
+        opened[model] = directory, tokenizer, config = open_model(model)
+        with one_line(model):
+            ends = eos_ids(directory)
+        context = min(context, getattr(config.get_text_config(), "max_position_embeddings", None) or context)
+        rows = [row for name in names for row in encode_problems(benchmarks[name], tokenizer, sys.maxsize)[0]]
+        check_prompts(model, tokenizer, rows, ends, config.get_text_config().vocab_size)
+        if not getattr(config, "quantization_config", None):  # one that is, vLLM loads, or says why not
+            load_model(directory, torch.bfloat16)
+    asked, longest, shortest = {model: [] for model in args.model}, 0, sys.maxsize
+    for name, rows in benchmarks.items():
+        encoded = {model: encode_problems(rows, opened[model][1], sys.maxsize)[0] for model in args.model}
+        lengths = [max(len(row["prompt_ids"]) for row in versions) for versions in zip(*encoded.values())]
+        fits = [length < context for length in lengths]
+        if not all(fits):
+            print0(f"{name}: {fits.count(False)} questions left out, longer than the context of {context} tokens")
+        if not any(fits):
+            raise ValueError(f"{name}: no question fits into the context of {context} tokens")
+        benchmarks[name] = [row for row, fit in zip(rows, fits) if fit]
+        longest = max(longest, *(length for length in lengths if length < context))
+        shortest = min(shortest, *lengths)
+        for model in args.model:
+            kept = [row for row, fit in zip(encoded[model], fits) if fit]
+            asked[model] += [{"model": model, "benchmark": name, "question": i, **row} for i, row in enumerate(kept)]
+    limit = min(MAX_NEW_TOKENS, context - shortest) if args.max_new_tokens is None else args.max_new_tokens
     sampling = Sampling(limit, args.temperature, args.top_p, args.top_k)
-    if longest + sampling.max_new_tokens > context:
+    if shortest + limit > context:
         raise ValueError(
-            f"the longest prompt has {longest} tokens, and a context has {context}: "
-            f"--max-new-tokens {context - longest} at most"
+            f"the shortest prompt has {shortest} tokens, and a context has {context}: "
+            f"--max-new-tokens {context - shortest} at most"
         )
+    if longest + limit > context:
+        print0(f"the longest prompt has {longest} tokens: a completion ends with the context of {context}, too")
     settings = {
-        "models": {model: fingerprint(find_model(model)) for model in args.model},
+        "models": {model: fingerprint(directory) for model, (directory, _, _) in opened.items()},
         "benchmarks": {name: data_hash(rows) for name, rows in benchmarks.items()},
         "samples": args.samples,
         "sampling": vars(sampling) | {"seed": args.seed, "sampler": args.sampler},
@@ -341,7 +358,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
         f"{len(done)} questions done before",
         flush=True,
     )
-    return asked, done, sampling, longest + sampling.max_new_tokens
+    return asked, done, sampling, min(context, longest + limit)
 
 
 def generate(
@@ -370,7 +387,7 @@ def generate(
                 sampler = make_sampler(args.sampler, directory, device=device, dtype=dtype, **limits)
             else:
                 sampler.sleep()
-                weights = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype).state_dict()
+                weights = load_model(directory, dtype).state_dict()
                 try:
                     sampler.sync(weights.items())
                 except ValueError as error:
@@ -434,6 +451,7 @@ def main(argv: list[str] | None = None) -> None:
         "--sampler", default="auto", choices=["auto", "vllm", "transformers"], help="auto: vLLM where it is installed"
     )
     parser.add_argument("--output", default="runs/evaluation", help="directory of the results")
+    steady_streams()
     args = parser.parse_args(argv)
     disable_progress_bar()  # of loading weights
     rank, out = int(os.environ.get("RANK", 0)), Path(args.output)

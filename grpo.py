@@ -42,7 +42,17 @@ from methods import Method, Tokens
 from rewards import RewardError
 from trainer.batching import micro_batches
 from trainer.config import Config, parse_config
-from trainer.distributed import Phases, StopRequest, gather, init_distributed, print0, seed_of
+from trainer.distributed import (
+    NEVER,
+    Phases,
+    StopRequest,
+    gather,
+    init_distributed,
+    print0,
+    refuse,
+    seed_of,
+    steady_streams,
+)
 from trainer.logger import Logger
 from trainer.metrics import UpdateSums, region_metrics
 from trainer.policy import full_tensor, old_stats
@@ -179,9 +189,8 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
     try:
         run, first_step = set_up(cfg, device, phases)
         logger = Logger(cfg, run.directory, first_step)
-    except ValueError as error:  # a user's mistake: one line from one rank
-        print0(f"grpo.py: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except ValueError as error:
+        refuse(error)
     stop = StopRequest()  # until here a signal ends the process at once: there was nothing to lose
     phases.take()
 
@@ -207,11 +216,14 @@ def train(cfg: Config, device: torch.device, phases: Phases) -> None:
 
 @record  # torchrun shows the first rank's exception last
 def main(argv: list[str] | None = None) -> None:
+    steady_streams()
     cfg = parse_config(argv)
     transformers_logging.disable_progress_bar()
     phases = Phases(cfg.timeout_minutes)
-    # a collective may take a minute longer than a phase, so that the phase that hangs is named first
-    device = init_distributed(cfg.timeout_minutes + 1)
+    try:
+        device = init_distributed(NEVER)
+    except ValueError as error:
+        refuse(error)
     where = f"{dist.get_world_size()} {'GPUs' if device.type == 'cuda' else 'CPU processes'}"
     print0(f"preset {cfg.preset} on {where}: schedule {cfg.schedule}, objective {cfg.objective}")
     try:

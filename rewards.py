@@ -47,7 +47,7 @@ def load_reward(spec: str = "rewards:score") -> Callable[[list, list], list[Resu
     try:
         function = getattr(importlib.import_module(module), name)
         inspect.signature(function).bind([], [])
-    except Exception as error:  # importing a module can raise anything
+    except (Exception, SystemExit) as error:  # importing a module can raise anything, and a script may end itself
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ValueError(
             f"--reward {spec} can't be used ({reason}); name it module:function, start in the module's "
@@ -55,7 +55,14 @@ def load_reward(spec: str = "rewards:score") -> Callable[[list, list], list[Resu
         ) from error
 
     def reward(golds: list, completions: list) -> list[Result]:
-        values, results = function(golds, completions), []
+        if not completions:  # of a rank without prompts
+            return []
+        try:
+            values, results = function(list(golds), list(completions)), []
+        except (Exception, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # SystemExit, say of a user's argparse, must not end the run unsaved
+            raise RuntimeError(f"it ended with {type(error).__name__}({error})") from error
         try:
             if isinstance(values, (str, Mapping, Set)):
                 raise TypeError(f"a {type(values).__name__} has no value for each completion")
@@ -67,7 +74,7 @@ def load_reward(spec: str = "rewards:score") -> Callable[[list, list], list[Resu
                 results.append(result)
             if len(results) != len(completions):
                 raise ValueError(f"{len(results)} values")
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever a user's objects may raise when they are read
             raise ValueError(
                 f"--reward {spec} must return a list of one finite number or Result for each of {len(completions)} "
                 f"completions, but: {error}"

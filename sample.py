@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Dynami
 from transformers.generation import TopKLogitsWarper, TopPLogitsWarper
 
 from trainer.distributed import print0
+from trainer.model import load_model
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Sampling:
 class Completion(NamedTuple):
     token_ids: list[int]  # EOS included when the model wrote it
     logps: list[float]  # ln of each token's probability under the sampler: after temperature, top-k and top-p
-    finished: bool  # False: cut off at max_new_tokens
+    finished: bool  # False: cut off at max_new_tokens, or at the sampler's max_len
 
 
 class Sampler:
@@ -65,14 +66,15 @@ class Sampler:
 
     def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
         """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random
-        state stays as it is. ValueError: a prompt is empty or too long. RuntimeError: asleep, or a sync failed."""
+        state stays as it is. A row of max_len tokens is cut off there. ValueError: a prompt is empty or leaves no room
+        for a token. RuntimeError: asleep, or a sync failed."""
         if not self.ready:
             raise RuntimeError("the sampler has no usable weights: it sleeps or its last sync failed; call sync first")
-        lengths, new = [len(prompt) for prompt in prompts], sampling.max_new_tokens
+        lengths = [len(prompt) for prompt in prompts]
         if min(lengths, default=1) == 0:
             raise ValueError(f"prompt {lengths.index(0)} is empty: give it at least one token")
-        if max(lengths, default=0) + new > self.max_len:
-            raise ValueError(f"{max(lengths)} prompt + {new} new tokens exceed max_len {self.max_len}")
+        if max(lengths, default=0) >= self.max_len:
+            raise ValueError(f"a prompt of {max(lengths)} tokens leaves no room for an answer in {self.max_len}")
         return self._generate(prompts, n, sampling, seed) if prompts else []
 
     def sync(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
@@ -174,7 +176,7 @@ class HFSampler(Sampler):
 
     def __init__(self, model_dir, *, device: torch.device, dtype: torch.dtype, max_len: int, max_rows: int = 256):
         """`max_rows`: sequences decoded at once; their KV cache is what takes memory."""
-        self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=dtype).to(device).eval()
+        self.model = load_model(model_dir, dtype).to(device).eval()
         super().__init__(self.model.state_dict(), eos_ids(model_dir), max_len)
         self.device, self.max_rows = device, max_rows
 
@@ -187,7 +189,8 @@ class HFSampler(Sampler):
 
     @torch.inference_mode()
     def _decode(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
-        n, width, steps = len(prompts), max(map(len, prompts)), sampling.max_new_tokens
+        limits = torch.tensor([min(sampling.max_new_tokens, self.max_len - len(p)) for p in prompts])  # [n]
+        n, width, steps, limits = len(prompts), max(map(len, prompts)), int(limits.max()), limits.to(self.device)
         eos = torch.tensor(self.eos, device=self.device)
         inputs = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=self.device)  # [n, width]
         mask = torch.tensor([[0] * (width - len(p)) + [1] * (len(p) + steps) for p in prompts], device=self.device)
@@ -206,15 +209,15 @@ class HFSampler(Sampler):
             else:
                 inputs = logp.argmax(1, keepdim=True)
             tokens[rows, t], logps[rows, t] = inputs[:, 0], logp.gather(1, inputs)[:, 0]
-            going &= ~torch.isin(inputs[:, 0], eos)
+            going &= ~torch.isin(inputs[:, 0], eos) & (t + 1 < limits[rows])
             if not going.any():
                 break
             if going.sum() <= 0.75 * len(rows):  # drop finished rows, but not a few at a time: it copies the cache
                 cache.batch_select_indices(going)
                 rows, inputs, going = rows[going], inputs[going], going[going]
             start = end
-        ended = torch.isin(tokens, eos)  # tokens after a row's first EOS mean nothing
-        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, steps)
+        ended = torch.isin(tokens, eos) & (torch.arange(steps, device=self.device) < limits[:, None])
+        lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limits)  # what follows means nothing
         done = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), ended.any(1).tolist())
         return [Completion(ids[:length], logp[:length], finished) for ids, logp, length, finished in done]
 
@@ -245,12 +248,13 @@ def sampling_logp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 def eos_ids(model_dir) -> list[int]:
     """The ids that end a response: the generation config's, else the model config's, else the tokenizer's; and the one
     that ends a turn in the chat template, after which a base model might write on. Raises ValueError if none is."""
+    tokenizer, config = AutoTokenizer.from_pretrained(model_dir), AutoConfig.from_pretrained(model_dir)
     try:
-        config = GenerationConfig.from_pretrained(model_dir)
+        generation = GenerationConfig.from_pretrained(model_dir)
     except OSError:  # no generation_config.json
-        config = AutoConfig.from_pretrained(model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    eos = tokenizer.eos_token_id if config.eos_token_id is None else config.eos_token_id
+        generation = config
+    sources = (generation, config, config.get_text_config(), tokenizer)
+    eos = next((found for source in sources if (found := getattr(source, "eos_token_id", None)) is not None), None)
     if eos is None:
         raise ValueError(f"{model_dir} names no end-of-sequence token: set eos_token_id in its generation_config.json")
     ids = eos if isinstance(eos, list) else [eos]
@@ -259,11 +263,14 @@ def eos_ids(model_dir) -> list[int]:
 
 def turn_end(tokenizer) -> list[int]:
     """The special token that the chat template writes right after an assistant's turn, if there is one."""
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         return []
     marks = "one turn", "another turn"
     turns = [{"role": role, "content": mark} for role, mark in zip(("user", "assistant"), marks)]
-    _, found, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marks[1])
+    try:
+        _, found, rest = tokenizer.apply_chat_template(turns, tokenize=False).rpartition(marks[1])
+    except Exception:  # a template may refuse an assistant's turn, or be broken, which `data.encode_prompt` says
+        return []
     first = tokenizer(rest, add_special_tokens=False)["input_ids"][:1] if found else []
     return [i for i in first if i in tokenizer.all_special_ids or i in tokenizer.added_tokens_decoder]
 

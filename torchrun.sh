@@ -89,5 +89,6 @@ else
   where=(--standalone)
 fi
 # the batch scheduler's warnings go on to the ranks, which then have ten minutes to finish a step and save
-signals=(--signals-to-handle SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1 --shutdown-timeout 600)
+signals=(--signals-to-handle SIGTERM,SIGINT,SIGQUIT,SIGUSR1,SIGHUP --shutdown-timeout 600)
+if [ -n "$(trap -p HUP)" ]; then signals[1]=${signals[1]%,SIGHUP}; fi  # nohup: it stays ignored
 exec "$venv/bin/python" -P -m trainer.distributed "${where[@]}" "${signals[@]}" --nproc_per_node "$processes" "$here/grpo.py" "$@"

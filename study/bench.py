@@ -43,6 +43,7 @@ from trainer.data import encode_problems, encode_prompt
 from trainer.distributed import Phases, end_distributed, init_distributed
 from trainer.logger import read_lines
 from trainer.metrics import region_metrics
+from trainer.model import load_model
 from trainer.policy import build_policy, old_stats
 from trainer.rollout import Environment, collect
 
@@ -88,7 +89,7 @@ def bench_update(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model)
     problems, _ = encode_problems(tiny.problems(100, seed=0), tokenizer, cfg.max_prompt_tokens)
     mesh = init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard"))
-    policy = build_policy(model, mesh, cfg.temperature)
+    policy = build_policy(load_model(model), mesh, cfg.temperature)
     sampler = make_sampler("transformers", model, device=device, dtype=torch.float32, max_len=80, seed=0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=0.0, weight_decay=0.0)
     environment, phases = Environment(problems, tiny.score, tokenizer), Phases(cfg.timeout_minutes)
@@ -302,7 +303,7 @@ def bench_scaling(args: argparse.Namespace) -> None:
     mesh, made = init_device_mesh(device.type, (1, 1), mesh_dim_names=("replicate", "shard")), []
     for width, layers in ((64, 2), (256, 6), (768, 10)):
         model = str(random_model(width, layers))
-        policy = build_policy(model, mesh, 1.0)
+        policy = build_policy(load_model(model), mesh, 1.0)
         n = sum(p.numel() for p in policy.parameters())
         samplers = {
             kind: make_sampler(kind, model, device=device, dtype=torch.float32, max_len=128, seed=0)

@@ -33,7 +33,8 @@ from tasks import tiny
 from trainer.batching import MicroBatch, collate
 from trainer.distributed import end_distributed, init_distributed
 from trainer.logger import read_lines
-from trainer.policy import Policy, build_policy, full_tensor, load_model
+from trainer.model import load_model
+from trainer.policy import Policy, build_policy, full_tensor
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "study" / "results" / "gpu"
@@ -117,7 +118,7 @@ def check_equality(device: torch.device, mesh, directory: Path) -> dict:
     batch = make_batch(6, 300, SHAPES["toy"][-1], torch.device("cpu"))
     expected = reference(batch)
     (-expected.mean()).backward()
-    policy = build_policy(path, mesh, 1.0)
+    policy = build_policy(load_model(path), mesh, 1.0)
     logp = policy(batch.to(device))
     (-logp.mean()).backward()
     gradients = [
@@ -181,7 +182,7 @@ def check_head(device: torch.device, shape: str) -> dict:
 def check_parts(device: torch.device, mesh, path: str, shape: str) -> dict:
     """One rank of the trainer: a new shape's cost, old statistics and update apart, AdamW, and the weights' way out."""
     on_gpu, (width, _, layers, *_, vocabulary) = device.type == "cuda", SHAPES[shape]
-    policy = build_policy(path, mesh, 1.0)
+    policy = build_policy(load_model(path), mesh, 1.0)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-6, fused=True)
     count = sum(p.numel() for p in policy.parameters())
     if shape == "7b-slice":  # not tied: the input embeddings multiply nothing

@@ -57,7 +57,7 @@ TINY = "grpo.py --preset tiny --sampler transformers --save-every 1000"
 WORDS = (
     "grpo.py --preset tiny --sampler transformers --model runs/words-task --data runs/words-task/data.jsonl "
     "--reward tasks.words:score --max-response-tokens 4 --prompts-per-step 8 --group-size 8 --mini-batches 1 "
-    "--epochs 4 --mini-batches 1 --lr 1e-5 --save-every 1000 --total-steps 40"
+    "--epochs 4 --lr 1e-5 --save-every 1000 --total-steps 40"
 )
 
 # {label: flags} of every method; those that take a target are all given the same one

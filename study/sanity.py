@@ -22,8 +22,8 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from sample import HFSampler, Sampling
-from study.figures import interval, table
 from study.reproduce import METHODS, TINY, python
+from study.tables import interval, table
 from tasks import tiny
 from trainer.config import parse_config
 from trainer.data import encode_problems, load_problems

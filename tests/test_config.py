@@ -1,7 +1,10 @@
 """The command line: presets, and errors that are one line: pytest tests/test_config.py"""
 
+import socket
+
 import pytest
 import torch
+from helpers import environment, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -109,3 +112,31 @@ def test_the_preset_is_that_of_the_gpus(gpus, ranks, preset, monkeypatch):
     cfg = parse_config([])
     assert cfg.preset == preset and cfg.schedule == ("od" if preset == "small" else "id")
     assert parse_config(["--objective", "clip-cov"]).schedule == "static"
+
+
+def test_a_part_of_a_run_is_not_a_run(tmp_path, capsys):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(SystemExit):
+        parse_config(["--resume", str(tmp_path / "model")])
+    assert f"is it --resume {tmp_path}?" in capsys.readouterr().err
+
+
+def test_local_paths_are_kept_absolute_for_a_resume_from_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "m").mkdir()
+    (tmp_path / "d.jsonl").touch()
+    cfg = parse_config(["--preset", "paper", "--model", "m", "--data", "d.jsonl"])
+    assert (cfg.model, cfg.data) == (str(tmp_path / "m"), str(tmp_path / "d.jsonl"))
+    assert parse_config(["--preset", "paper", "--model", "someone/m"]).model == "someone/m"
+
+
+def test_variables_that_another_program_left(tmp_path):
+    """WORLD_SIZE alone waited an hour for processes that nobody starts; an exported port may be taken."""
+    script = "from trainer.distributed import *; steady_streams(); print(init_distributed(1))"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = str(taken.getsockname()[1])
+        assert "cpu" in python("-c", script, env=environment() | {"MASTER_PORT": port}).stdout
+    done = python("-c", script, check=False, env=environment() | {"WORLD_SIZE": "2"})
+    assert "ValueError: WORLD_SIZE is 2 in the environment, without RANK and MASTER_ADDR and MASTER_PORT" in done.stderr

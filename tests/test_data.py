@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import rewards
 from evaluate import BENCHMARKS, load_benchmark
 from tasks import tiny, verifier
-from trainer.data import BOXED, batch_indices, encode_problems, encode_prompt, load_problems
+from trainer.data import BOXED, batch_indices, check_prompts, data_hash, encode_problems, encode_prompt, load_problems
 
 FORM = "Solve the following math problem step by step. The last line of your response should be of the form "
 PREFIX = FORM + "Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
@@ -120,6 +120,9 @@ def test_processed_keeps_the_wrapper_here_and_there(tmp_path, capsys):
         "q" + CHINESE_SUFFIX,
         "q" + CHINESE_SUFFIX.replace(':"', ":”").replace('"', "“", 1) + CHINESE_SUFFIX,
         "\n q \n",
+        'q Let\'s think step by step and output the final answer after "####".',  # verl's GSM8K
+        "q Let's think step by step and output the final answer within \\boxed{}.",  # verl's MATH
+        "q\nPlease reason step by step, and put your final answer within \\boxed{}.",
     ],
 )
 def test_instructions_around_a_problem_are_stripped(tmp_path, wrapped):
@@ -237,6 +240,13 @@ def test_tiny_splits_share_nothing():
             '{"problem": "x", "answer": "1"}\n{"problem" "y"}\n',
             r"can't be loaded \(line 2: Expecting ':'",
         ),
+        ("cells.csv", "problem,answer\nHow many grains?,1,234\n", r"line 2 has 3 cells, the header 2: quote commas"),
+        ("twice.csv", "problem,answer,answer\nx,1,2\n", "two columns are named answer"),
+        ("quote.csv", 'problem,answer\n"x,1\ny,2\n', "can't be loaded"),
+        ("half.jsonl", r'{"problem": "\ud83d", "answer": "1"}', "row 1: the problem has half of a character"),
+        ("columns.json", '{"problem": ["p", "q"], "answer": ["1", "2"]}', "is stored by columns"),
+        ("pandas.json", '{"problem": {"0": "p"}, "answer": {"0": "1"}}', "is stored by columns"),
+        ("s3://bucket/file.jsonl", None, "is an address: download it first"),
         ("list.json", '[{"problem": "x", "answer": "1"}, 7]', r"row 2 is no object with columns"),
     ],
 )
@@ -411,6 +421,84 @@ def test_prompt_without_a_template():
 
 def test_prompts_of_the_tiny_task():
     assert rendered(tiny.make_tokenizer().chat_template, "347") == "347"
+
+
+PROBLEMS = [{"problem": text, "answer": "1"} for text in ("What is 1+1?", 'A {"b": 2}\n in <eos>?', "é")]
+
+
+def check(template, problems=PROBLEMS, vocabulary=259, **attributes):
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = template
+    encoded, _ = encode_problems(problems, tokenizer, 10_000)
+    check_prompts("here", tokenizer, encoded, ends=[1], vocabulary=vocabulary)
+    return encoded
+
+
+@pytest.mark.parametrize("template", [CHATML, NO_SYSTEM, None, "", "{{ messages[-1].content | trim }}\nAnswer: "])
+def test_prompts_that_are_their_problems_are_said(template, capsys):
+    encoded = check(template)
+    assert "the first prompt is '" in (said := capsys.readouterr().out) and "What is 1+1?" in said
+    assert not any(1 in problem["prompt_ids"] for problem in encoded)  # <eos> in a problem is five letters
+
+
+@pytest.mark.parametrize(
+    "template, message",
+    [
+        ("{% for m in messages %}{% for part in m.content %}{{ part.text }}{% endfor %}{% endfor %}", "does not hold"),
+        ("{{ messages[0].content }}", "does not hold its problem 'What is 1.1.'"),
+        ("{{ messages[1].content | upper }}", "does not hold"),
+        ("Hello", "does not hold"),
+        (CHATML + "<eos>", "ends in a token that ends a response"),
+        (CHATML + "<eos>\n", "ends in a token that ends a response"),
+        ("{{ messages.nothing.content }}", "the chat template fails .UndefinedError"),
+        ("{{ 1 + messages[0].content }}", "the chat template fails .TypeError"),
+        ("{{ raise_exception('no') }}", "the chat template fails"),
+        ("{% for", "the chat template fails .TemplateSyntaxError"),
+    ],
+)
+def test_prompts_that_are_not_their_problems_are_refused(template, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        check(template)
+    assert "\n" not in str(caught.value)
+
+
+def test_prompts_that_are_alike_or_not_the_models_are_refused():
+    with pytest.raises(ValueError, match="is that of two problems, 'reason' for one"):
+        check("{{ messages[0].content }}", [{"problem": text, "answer": "1"} for text in ("step by step", "reason")])
+    with pytest.raises(ValueError, match="the token .* of a prompt, and the model has 200 tokens"):
+        check(CHATML, vocabulary=200)
+
+
+def test_a_chat_is_one_user_message(tmp_path, capsys):
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}
+    turns = [[user], [system, user], json.dumps([system, user | {"content": "2+2?"}]), str([user | {"content": "3?"}])]
+    file = write(tmp_path / "f.jsonl", [{"prompt": turn, "answer": "1"} for turn in turns])
+    assert [problem for problem, _ in pairs(load_problems(file))] == ["1+1?", "2+2?", "3?"]
+    assert "2 chats have a system message, which is left out" in capsys.readouterr().out
+    for turns in ([user, {"role": "assistant", "content": "2"}, user], [user, {"role": "assistant", "content": "so"}]):
+        with pytest.raises(ValueError, match="row 1: its chat is not one user message"):
+            load_problems(write(tmp_path / "f.jsonl", [{"prompt": turns, "answer": "1"}]))
+
+
+def test_instructions_that_are_left_are_said(tmp_path, capsys):
+    load_problems(write(tmp_path / "f.jsonl", [{"problem": "1+1? Write it after ####.", "answer": "2"}]))
+    assert "1 rows still ask for the answer after ####" in capsys.readouterr().out
+
+
+def test_what_is_stored_by_save_to_disk_or_has_a_colon(tmp_path):
+    import datasets
+
+    table = datasets.Dataset.from_list([{"problem": "p", "answer": "1"}])
+    table.save_to_disk(tmp_path / "one:2")
+    datasets.DatasetDict(train=table).save_to_disk(tmp_path / "splits")
+    write(tmp_path / "copy:3" / "train.jsonl", [{"problem": "p", "answer": "1"}])
+    for name in ("one:2", "splits", "copy:3"):
+        assert pairs(load_problems(str(tmp_path / name))) == [("p", "1")]
+
+
+def test_the_runs_hash_covers_the_prompts():
+    hashes = {data_hash(check(template), "problem", "answer", "prompt_ids") for template in (CHATML, NO_SYSTEM)}
+    assert len(hashes) == 2 and len({data_hash(check(template)) for template in (CHATML, NO_SYSTEM)}) == 1
 
 
 def test_too_long_prompts_are_dropped_and_counted():

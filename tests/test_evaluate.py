@@ -1,6 +1,7 @@
 """Evaluation: estimators against enumeration, files against interruptions, the command on the tiny model: pytest
 tests/test_evaluate.py (a minute)"""
 
+import argparse
 import importlib.util
 import itertools
 import json
@@ -15,6 +16,7 @@ import pytest
 from helpers import HERE, torchrun
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import evaluate
 import rewards
@@ -298,6 +300,34 @@ def test_bad_input_is_one_line(flags, message, tmp_path, monkeypatch, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 2 and message in error and "Traceback" not in error and error.endswith("\n")
     assert len(error[error.index("evaluate.py: error") :].splitlines()) == 1
+
+
+def test_a_model_whose_weights_are_not_its_own_is_not_evaluated(tmp_path, capsys):
+    """As in training, see test_policy.py; random weights would be evaluated, in silence."""
+    shutil.copytree(tiny.ensure_model(), tmp_path / "model")
+    weights = load_file(tmp_path / "model/model.safetensors")
+    weights["model.norm.base_layer.weight"] = weights.pop("model.norm.weight")
+    save_file(weights, tmp_path / "model/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main(["--model", str(tmp_path / "model"), "--benchmarks", "tiny", "--output", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "its files lack 1 weights, model.norm.weight for one" in capsys.readouterr().err
+
+
+def test_a_long_question_shortens_no_other_answer(tmp_path, capsys):
+    """The tiny model's context is 256 tokens, of one byte each."""
+    questions = "".join(f'{{"problem": "{"7" * length}", "answer": "1"}}\n' for length in (3, 200, 255, 256, 300))
+    (tmp_path / "q.jsonl").write_text(questions)
+    names = "model benchmarks samples max_new_tokens temperature top_p top_k seed sampler output".split()
+    values = [["tiny"], f"own={tmp_path}/q.jsonl", 1, None, 1.0, 1.0, 0, 0, "transformers", tmp_path]
+    asked, _, sampling, max_len = evaluate.prepare(argparse.Namespace(**dict(zip(names, values))))
+    assert [len(row["prompt_ids"]) for row in asked["tiny"]] == [3, 200, 255]
+    assert (sampling.max_new_tokens, max_len) == (253, 256)
+    assert "own: 2 questions left out, longer than the context of 256 tokens" in capsys.readouterr().out
+
+
+def test_a_comma_in_a_path_is_no_end_of_it():
+    assert evaluate.split_benchmarks("tiny,own=a,b.jsonl,aime24") == ["tiny", "own=a,b.jsonl", "aime24"]
+    assert evaluate.split_benchmarks("aime24,amie25") == ["aime24", "amie25"]  # which is refused as no benchmark
 
 
 def test_an_error_ends_every_rank(tmp_path):

@@ -111,6 +111,7 @@ def updates_on_these_ranks(directory: Path) -> None:
     from torch.distributed.device_mesh import init_device_mesh
 
     from trainer.distributed import end_distributed, init_distributed
+    from trainer.model import load_model
     from trainer.policy import build_policy
 
     init_distributed(5)
@@ -125,7 +126,7 @@ def updates_on_these_ranks(directory: Path) -> None:
         torch.distributed.barrier()
         optimizer = "adamw" if tied else "sgd"
         for micro_batch_tokens in (40, 10_000):
-            policy = build_policy(model, mesh, temperature=1.0)
+            policy = build_policy(load_model(model), mesh, temperature=1.0)
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             ones, weights = torch.ones(len(rollouts.sampler_logp)), torch.cat(loss_weights(tied))
             per_token = rollouts.per_token(advantages)

@@ -108,8 +108,14 @@ def test_the_farewell_says_what_entropy_did_here_and_elsewhere_and_draws_it(ship
     assert "this run" in text and "seeds" not in text
 
 
+def test_a_broken_line_of_metrics_is_named(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 0}\n{"step": 1, "ent\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl, line 2, can't be read"):
+        plots.plot_runs([tmp_path], tmp_path / "out.png")
+
+
 REPORT = """
-import sys
+import psutil, sys
 from pathlib import Path
 from trainer.config import parse_config
 from trainer.distributed import end_distributed, init_distributed
@@ -121,7 +127,11 @@ logger = Logger(parse_config(["--preset", "tiny", "--report-to", report_to]), di
 for step in range(first, 2):
     logger.log({"step": step, "entropy": 1.5 - step, "reward": 0.25, "clip_frac_high": 0.0, "clip_frac_low": 0.0,
                 "reasons": {"correct": 0.25}, "upper": [-0.25, 0.5], "lower": [0.0, 0.2], "target": None})
+    if step == first and len(sys.argv) > 4:
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
 logger.close()
+logger.finish_report()
 end_distributed()
 """
 
@@ -138,12 +148,17 @@ def test_tensorboard_has_every_number_of_every_step_of_a_resumed_run(tmp_path):
     assert found["reasons/correct"] == [(0, 0.25), (1, 0.25)] and "target" not in found
 
 
-def test_wandb_has_every_number(tmp_path, monkeypatch):
-    """Offline, which needs no account."""
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """W&B without an account, and with nothing of it in the user's home."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB__SERVICE_WAIT", "300")  # seconds; a busy machine is not a failure
+    monkeypatch.setenv("HOME", str(tmp_path))
     for kind in ("CACHE", "CONFIG", "DATA"):
-        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / kind))  # and nothing of it in the user's home
+        monkeypatch.setenv(f"WANDB_{kind}_DIR", str(tmp_path / kind))
+
+
+def test_wandb_has_every_number(tmp_path, offline):
     done = python("-c", REPORT, tmp_path, "wandb", 0)
     summary = dict(re.findall(r"wandb: +(\S+) (-?[0-9.]+)$", done.stderr.partition("Run summary:")[2], re.MULTILINE))
     assert {key: float(summary[key]) for key in ("entropy", "upper/slope", "reasons/correct")} == {
@@ -152,3 +167,20 @@ def test_wandb_has_every_number(tmp_path, monkeypatch):
         "reasons/correct": 0.25,
     }
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert (tmp_path / "wandb-id").read_text() in str(list(tmp_path.glob("wandb/offline-run-*/*.wandb")))
+
+
+def test_a_wandb_process_that_dies_ends_the_reporting_and_not_the_run(tmp_path, offline):
+    done = python("-c", REPORT, tmp_path, "wandb", 0, "kill")
+    assert (done.stdout + done.stderr).count("reporting failed and is off from here on") == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_wandb_without_a_login_is_one_line_at_the_start(tmp_path, offline, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    flags = ["--preset", "tiny", "--report-to", "wandb", "--output", tmp_path / "run"]
+    done = python("grpo.py", *flags, check=False)
+    (said,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert done.returncode == 2 and "--report-to wandb: " in said and "WANDB_MODE=offline" in said
+    assert not (tmp_path / "run").exists()

@@ -1,12 +1,15 @@
 """What the policy takes a model for, and which models it refuses: pytest tests/test_policy.py"""
 
+import json
+import shutil
 from contextlib import nullcontext
 
 import pytest
 import torch
 from helpers import SMALL, python
-from transformers import AutoModelForCausalLM as Auto
+from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoConfig,
     CohereConfig,
     Gemma2Config,
     GPT2Config,
@@ -17,11 +20,13 @@ from transformers import (
     Qwen3NextConfig,
     StableLmConfig,
 )
+from transformers import AutoModelForCausalLM as Auto
 
 from logprobs import CHUNK, token_logp
 from tasks import tiny
 from trainer.batching import collate
-from trainer.policy import Policy, find_model, load_model, require_same, require_supported
+from trainer.model import dropouts, find_model, load_model
+from trainer.policy import Policy, require_same, require_supported
 
 SIZE = SMALL | dict(vocab_size=90, hidden_size=32, intermediate_size=48, initializer_range=0.3)
 SLIDING = dict(use_sliding_window=True, sliding_window=4, max_window_layers=0)
@@ -59,11 +64,10 @@ def test_without_a_mask_it_is_the_model_with_a_mask_to_the_bit(config, tmp_path)
 
 
 @pytest.mark.parametrize("dropout", [dict(attention_dropout=0.3), dict(attention_dropout=0.3, hidden_dropout=0.3)])
-def test_dropout_is_off_in_training_and_kept_in_what_is_saved(dropout, tmp_path, capsys):
+def test_dropout_is_off_in_training(dropout, tmp_path):
     config = StableLmConfig(**SIZE, **dropout)
     policy = policy_of(saved(tmp_path, config))
-    assert "off in training: " in capsys.readouterr().out
-    require_same(policy, "this one")
+    assert dropouts(AutoConfig.from_pretrained(tmp_path)) == dropout  # which the run says, and saves again
     batch = collate([torch.arange(3)], [torch.arange(9)])
     assert policy.training and torch.equal(policy(batch), policy(batch))
 
@@ -131,7 +135,7 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
         load_model(directory)
     with pytest.raises(ValueError, match="--model .*nothing: there is no such directory"):
         find_model(str(tmp_path / "nothing"))
-    with pytest.raises(ValueError, match=rf"this directory has no config.json; is it {directory}\?"):
+    with pytest.raises(ValueError, match=rf"this directory has no model's config.json; is it {directory}\?"):
         find_model(str(tmp_path))
 
 
@@ -154,15 +158,96 @@ def test_a_context_that_is_too_short_is_refused_with_what_raises_it(tmp_path):
     assert "is more than the 40 positions of" in refused.stderr and "raise max_position_embeddings" in refused.stderr
 
 
-def test_weights_that_are_missing_are_named(tmp_path):
-    from safetensors.torch import load_file, save_file
+# ------------------------------------------------------------------------------------ models that are not what they say
 
-    directory = saved(tmp_path, Qwen2Config(**SIZE))
-    weights = load_file(tmp_path / "model.safetensors")
-    del weights["model.norm.weight"]
-    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="its files lack 1 weights, model.norm.weight for one"):
-        load_model(directory)
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return saved(tmp_path_factory.mktemp("whole"), Qwen2Config(**SIZE))
+
+
+def change_weights(directory, change):
+    weights = load_file(directory / "model.safetensors")
+    change(weights)
+    save_file(weights, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def change_config(directory, **values):
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def as_lora(weights):
+    """The names that peft gives the weights of a model whose adapter was not merged."""
+    for name in [name for name in weights if "q_proj.weight" in name]:
+        weights[name.replace("q_proj", "q_proj.base_layer")] = weights.pop(name)
+
+
+SPOILT = {
+    "missing": (lambda d: change_weights(d, lambda w: w.pop("model.norm.weight")), "lack 1 weights, model.norm.weight"),
+    "unmerged LoRA": (lambda d: change_weights(d, as_lora), "lack 2 weights, model.layers.0.self_attn.q_proj.weight"),
+    "fewer layers": (
+        lambda d: change_config(d, num_hidden_layers=1, layer_types=None),
+        "no place for, model.layers.1.",
+    ),
+    "a head for rewards": (
+        lambda d: change_weights(d, lambda w: w.update({"v_head.weight": torch.ones(1)})),
+        "hold 1 weights that its config.json has no place for, v_head.weight",
+    ),
+    "another shape": (lambda d: change_config(d, intermediate_size=40), "6 weights are not of the shape"),
+    "fp8": (lambda d: change_config(d, quantization_config={"quant_method": "fp8"}), r"quantized \(fp8\)"),
+    "gptq": (
+        lambda d: change_config(d, quantization_config={"quant_method": "gptq", "bits": 4}),
+        r"quantized \(gptq\)",
+    ),
+    "Git LFS": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "can't be loaded",
+    ),
+    "padding": (lambda d: change_config(d, pad_token_id=90), "can't be loaded"),
+    "eos as text": (lambda d: change_config(d, eos_token_id="</s>"), "can't be loaded"),
+    "no such attention": (lambda d: change_config(d, attn_implementation="flash_attention_9"), "can't be loaded"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_model_that_is_not_whole_is_refused_by_one_line(whole, tmp_path, name):
+    """By what training and evaluation both load with."""
+    shutil.copytree(whole, tmp_path / "model")
+    spoil, message = SPOILT[name]
+    spoil(tmp_path / "model")
+    with pytest.raises(ValueError, match=rf"--model \S+model: .*{message}") as caught:
+        load_model(tmp_path / "model", torch.bfloat16)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_model_says_what_it_is(whole, tmp_path):
+    for name, files, message in [
+        ("adapter", ["adapter_config.json"], "holds an adapter .*merge it"),
+        ("beside", ["adapter_config.json", "config.json", "model.safetensors"], "holds an adapter .*merge it"),
+        ("run", ["config.json", "metrics.jsonl", "model/config.json"], r"is it \S+run/model\?"),
+        ("unfinished", ["config.json", "metrics.jsonl"], "has not finished"),
+    ]:
+        for file in files:
+            (tmp_path / name / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / file).write_text("{}")
+        with pytest.raises(ValueError, match=message):
+            find_model(str(tmp_path / name))
+    for model, message in [
+        (f"{whole}/model.safetensors", "is a file"),
+        ("runs/tiny/model", "no such directory"),
+        ("s3://bucket/model", "no such directory"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            find_model(model)
+
+
+def test_the_built_in_model_in_a_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    """A file in its place, as root may write everywhere."""
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(tiny.ensure_model, "__defaults__", (tmp_path / "file" / "cache", 0))
+    with pytest.raises(ValueError, match="--model tiny: it is made in .* can't be written"):
+        find_model("tiny")
 
 
 def test_gpus_that_torch_cannot_use_end_the_run(tmp_path):

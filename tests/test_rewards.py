@@ -781,6 +781,7 @@ def test_load_reward_makes_plain_floats(my_rewards, body):
         ("return [Result(float('inf'), 'r', None), 0]", "inf for completion 0"),
         ("return ['a', 'b']", "could not convert"),
         ("return [None, 1]", "float"),
+        ("return [10**400, 1]", "too large"),
         ("return dict.fromkeys([1, 2], 0.5)", "a dict has no value for each completion"),
         ("return {0, 1}", "a set has no"),
         ("return '10'", "a str has no"),
@@ -817,4 +818,15 @@ def test_load_reward_says_in_one_line_what_to_do(tmp_path, monkeypatch, spec, re
 
 def test_load_reward_lets_the_functions_own_errors_through(my_rewards):
     with pytest.raises(ZeroDivisionError):
-        my_rewards("return 1 / 0")([], [])
+        my_rewards("return 1 / 0")(["1"], ["a"])
+
+
+def test_load_reward_hands_over_lists_that_the_function_may_spoil(my_rewards):
+    golds, completions = ["1", "2"], ["a", "b"]
+    mine = my_rewards("return [float(bool(golds.pop() and completions.pop())) for _ in range(len(golds))]")
+    assert [result.reward for result in mine(golds, completions)] == [1.0, 1.0]
+    assert (golds, completions) == (["1", "2"], ["a", "b"])
+
+
+def test_load_reward_asks_nothing_for_a_rank_without_prompts(my_rewards):
+    assert my_rewards("return [max(len(c) for c in completions)]")([], []) == []

@@ -33,7 +33,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, sampling_logp
+from sample import CPU_OPTIONS, HFSampler, Sampling, eos_ids, make_sampler, sampling_logp, turn_end
 from tasks import tiny
 from trainer.rollout import SYNC_TOLERANCE, sampler_mismatch
 
@@ -328,11 +328,38 @@ def test_recurrent_layers_take_transformers_whose_log_probabilities_are_right(co
         assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
 
 
+def test_a_row_ends_with_the_context_and_shortens_no_other(sampler):
+    prompts = make_prompts([3, 250, 5])
+    rows = [group[0] for group in sampler.generate(prompts, 1, Sampling(20), seed=0)]
+    short = len(prompts[1]) + len(rows[1].token_ids)
+    assert short <= MAX_LEN and rows[1].finished == (rows[1].token_ids[-1] in EOS)
+    assert rows[1].finished or short == MAX_LEN
+    assert all(row.finished or len(row.token_ids) == 20 for row in (rows[0], rows[2]))
+
+
+@pytest.mark.parametrize("generation, expected", [(None, [7, 9]), ({}, [7, 9]), ({"eos_token_id": 11}, [11])])
+def test_the_ends_of_a_response_are_the_first_that_are_named(tmp_path, generation, expected):
+    """A generation_config.json without an end hides none that config.json names."""
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    make_model(seed=0, eos=[7, 9]).config.save_pretrained(tmp_path)
+    if generation is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation))
+    assert eos_ids(tmp_path) == expected
+
+
+def test_a_template_that_refuses_an_assistants_turn_ends_no_turn():
+    tokenizer = tiny.make_tokenizer()
+    refuse = "{% if messages[-1].role == 'assistant' %}{{ raise_exception('user only') }}{% endif %}"
+    for template in (refuse + "{{ messages[-1].content }}", "{{ nothing.at.all }}", ""):
+        tokenizer.chat_template = template
+        assert turn_end(tokenizer) == []
+
+
 def test_bad_input(sampler):
     with pytest.raises(ValueError, match="prompt 1 is empty"):
         sampler.generate([[3], []], 1, Sampling(1), seed=0)
-    with pytest.raises(ValueError, match="250 prompt \\+ 7 new tokens exceed max_len 256"):
-        sampler.generate(make_prompts([3, 250]), 1, Sampling(7), seed=0)
+    with pytest.raises(ValueError, match="a prompt of 256 tokens leaves no room for an answer in 256"):
+        sampler.generate(make_prompts([3, 256]), 1, Sampling(7), seed=0)
     assert sampler.generate([], 4, Sampling(1), seed=0) == []
     for name, value in [
         ("max_new_tokens", 0),
@@ -398,6 +425,7 @@ def two_ranks(directory: Path) -> None:
     given."""
     from torch.distributed.device_mesh import init_device_mesh
 
+    from trainer.model import load_model
     from trainer.policy import build_policy
     from trainer.rollout import collate
 
@@ -411,7 +439,7 @@ def two_ranks(directory: Path) -> None:
             make_model(seed=0, tied=tied).save_pretrained(path)
         dist.barrier()
         CPU_OPTIONS["block_size"] = 32  # so that a stale cache of these prompts shows
-        policy, sampler = build_policy(str(path), mesh, temperature=1.0), vllm_sampler(path)
+        policy, sampler = build_policy(load_model(str(path)), mesh, temperature=1.0), vllm_sampler(path)
         optimizer = torch.optim.AdamW(policy.parameters(), lr=0.01)
 
         def rollout(temperature=1.0):

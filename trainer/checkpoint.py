@@ -48,31 +48,24 @@ def lock(directory: Path) -> IO:
 
 
 def make_run_directory(cfg: Config) -> Path:
-    """Rank 0 makes and locks it, or finds the one to resume, and saves the configuration; every rank gets its path.
-    Raises ValueError, on every rank, for an explicit --output that exists, can't be written or is being written."""
-    choice = [None]
-    if dist.get_rank() == 0:
-        path, number = cfg.default_directory, 1
-        while path.exists() and not cfg.output:
-            number += 1
-            path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{number}")
-        try:
-            if cfg.output and not cfg.resume:
-                require_new(cfg.output)  # parse_config did so too, but before the model was loaded
-            _held.append(lock(path))
-            if cfg.resume:
-                changes = cfg.changes(json.loads((path / "config.json").read_text()))
-                print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="")
-            scratch = path / "config.tmp"
-            scratch.write_text(cfg.to_json() + "\n")
-            scratch.replace(path / "config.json")
-            choice = [path]
-        except (ValueError, OSError) as error:
-            choice = [ValueError(str(error))]
-    dist.broadcast_object_list(choice)
-    if isinstance(choice[0], ValueError):
-        raise choice[0]
-    return choice[0]
+    """Makes and locks the run's directory, or finds the one to resume, and saves the configuration. For rank 0 alone.
+    Raises ValueError for an explicit --output that exists, can't be written or is being written."""
+    path, number = cfg.default_directory, 1
+    while path.exists() and not cfg.output:
+        number += 1
+        path = cfg.default_directory.with_name(f"{cfg.default_directory.name}-{number}")
+    if cfg.output and not cfg.resume:
+        require_new(cfg.output)  # parse_config did so too, but before the model was loaded
+    _held.append(lock(path))
+    if cfg.resume:
+        changes = cfg.changes(json.loads((path / "config.json").read_text()))
+        print("".join(f"changed on resume: {flag} {change}\n" for flag, change in changes.items()), end="")
+    else:
+        (path / "checkpoints").mkdir(exist_ok=True)  # so that its loss is seen, see `logger.checkpoints_lost`
+    scratch = path / "config.tmp"
+    scratch.write_text(cfg.to_json() + "\n")
+    scratch.replace(path / "config.json")
+    return path.absolute()  # a reward function may change the working directory
 
 
 def whole_checkpoints(run: Path) -> list[Path]:

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 from clipping import REGIONS
 from methods import METHODS, ON_TARGET, TARGETS, Method, make_method
 from schedules import SCHEDULES, TWO_PHASE, Schedule, make_schedule
+from trainer.distributed import steady_streams
 
 PRESETS = {
     "paper": {},  # Config's own defaults: arXiv 2602.09782, experiments; sized for 8 GPUs of 80 GB
@@ -176,6 +177,12 @@ class Config:
             self.reward = "tasks.tiny:score" if self.data == "tiny" else "rewards:score"
         if self.is_correction == "auto":
             self.is_correction = "token" if torch.cuda.is_available() else "none"
+        if self.model != "tiny" and os.path.isdir(self.model):
+            self.model = os.path.abspath(self.model)  # a run may be resumed from another directory
+        if self.data != "tiny" and os.path.exists(self.data):
+            self.data = os.path.abspath(self.data)
+        if (where := os.path.abspath(self.default_directory)) != where.encode(errors="replace").decode():
+            raise ValueError(f"--output {where!r}: give a path that is UTF-8, a model can't be saved into another one")
         self.make_schedule()
         if not self.make_method().uses_thresholds and self.schedule != "static":
             raise ValueError(
@@ -283,6 +290,8 @@ def require_new(output: str) -> None:
 
 def read_saved(run: Path) -> dict:
     """The configuration that a run saved. Raises ValueError if there is none, or another version's."""
+    if (run.parent / "metrics.jsonl").is_file() and not (run / "metrics.jsonl").is_file():
+        raise ValueError(f"--resume {run}: this is a part of a run; is it --resume {run.parent}?")
     try:
         saved = json.loads((run / "config.json").read_text())
     except (OSError, ValueError) as error:
@@ -347,4 +356,5 @@ def parse_config(argv: list[str] | None = None) -> Config:
 
 
 if __name__ == "__main__":  # torchrun.sh looks at the flags once before it starts a process per GPU
+    steady_streams()
     parse_config()

@@ -7,19 +7,21 @@ else the last box. A `solution` without a box has to be a number. Several answer
 one gold with commas, which math-verify compares as a set: all are needed. Prompts are Qwen2.5-Math's, see `BOXED`.
 """
 
+import ast
 import csv
 import hashlib
 import json
 import re
 import sys
 import tempfile
+import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-from jinja2 import TemplateError
 
 from tasks import tiny, verifier
 from trainer.distributed import print0
@@ -30,6 +32,8 @@ PROBLEM_COLUMNS = ("problem", "question", "prompt")
 ANSWER_COLUMNS = ("answer", "final_answer", "reward_model", "solution")
 _USED = PROBLEM_COLUMNS + ANSWER_COLUMNS
 _INSTRUCTIONS = [  # around the problems of DAPO, around its Chinese ones, and around benchmarks in its style
+    r"(?:Let's think step by step and output the final answer|Please reason step by step, and put your final answer) "
+    r'(?:after "####"|within \\boxed\{\})\.$',  # around verl's GSM8K and MATH
     r"^Solve the following math problem step by step\. The last line of your response should be of the form "
     r"(?:Answer: (?:\$Answer )?\(without quotes\)|\\boxed\{Answer\}) where (?:\$?Answer )?"
     r"is the answer to the problem\.",
@@ -60,15 +64,16 @@ def load_problems(source: str, split: str = "train") -> list[dict]:
 def read_problems(name: str, source: str, split: str) -> tuple[list[dict], list[str]]:
     """The problems that can be used, each once, and what is wrong with each row that cannot be. Problems whose rows
     disagree on the answer are left out. A printed line counts them and the repeats."""
-    rows, total = {}, 0  # {(problem, answer): number of its first row}
-    for total, row in enumerate(_rows(source, split), 1):
+    rows, total, notes = {}, 0, Counter()  # {(problem, answer, what is wrong with it): number of its first row}
+    for total, row in enumerate(_rows(source, split, notes), 1):
         rows.setdefault(row, total)
     if not total:
         raise ValueError(f"data {source!r} has no rows")
     golds, bad = {}, []  # {problem: its golds}
-    for ((problem, _), number), (gold, trouble) in zip(rows.items(), verifier.check_golds([a for _, a in rows])):
-        if trouble or not problem:
-            bad.append(f"row {number}: {trouble or 'the problem is empty or no text'}")
+    checked = verifier.check_golds([answer for _, answer, _ in rows])
+    for ((problem, _, unclear), number), (gold, trouble) in zip(rows.items(), checked):
+        if trouble or unclear:
+            bad.append(f"row {number}: {trouble or unclear}")
         else:
             golds.setdefault(problem, set()).add(gold)
     problems = [{"problem": problem, "answer": min(known)} for problem, known in golds.items() if len(known) == 1]
@@ -78,15 +83,24 @@ def read_problems(name: str, source: str, split: str) -> tuple[list[dict], list[
             f"{name}: {len(problems)} problems from {total} rows: {repeats} repeats, and {len(golds) - len(problems)} "
             "problems left out because their rows disagree on the answer"
         )
+    notes["rows still ask for the answer after ####, where nobody looks for it"] = sum(
+        "####" in problem["problem"] for problem in problems
+    )
+    for note, count in notes.items():
+        if count:
+            print0(f"{name}: {count} {note}")
     return problems, bad
 
 
-def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
-    """(problem, answer) of every row, as written but for the instructions. The answer is None where a row has none."""
+def _rows(source: str, split: str, notes: Counter) -> Iterator[tuple[str, str | None, str | None]]:
+    """(problem, answer, what is wrong with the problem) of each row, as written but for the instructions. The answer is
+    None where a row has none. `notes` counts what is left out of problems."""
     path = Path(source)
     try:
         if not source.strip():
             raise ValueError("its name is empty")
+        if "://" in source:
+            raise ValueError("it is an address: download it first")
         is_file = path.suffix.lower() in FORMATS or path.is_file()
         columns, rows = _read_file(path) if is_file else _read_hub(source, split)
     except Exception as error:  # the libraries below raise anything
@@ -103,7 +117,11 @@ def _rows(source: str, split: str) -> Iterator[tuple[str, str | None]]:
             f"one of {', '.join(ANSWER_COLUMNS)}"
         )
     for row in rows:
-        yield _problem_text(row.get(problem)), _answer_text(row.get(answer), answer)
+        try:
+            text, unclear = _problem_text(row.get(problem), notes), None
+        except ValueError as error:
+            text, unclear = "", str(error)
+        yield text, _answer_text(row.get(answer), answer), unclear
 
 
 def _read_file(path: Path) -> tuple[list[str], Iterable[dict]]:
@@ -118,8 +136,16 @@ def _read_file(path: Path) -> tuple[list[str], Iterable[dict]]:
     if kind == ".csv":
         csv.field_size_limit(sys.maxsize)
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            return reader.fieldnames or [], list(reader)
+            reader = csv.DictReader(file, strict=True)
+            columns, rows = reader.fieldnames or [], []
+            if repeated := [name for name in _USED if columns.count(name) > 1]:
+                raise ValueError(f"two columns are named {repeated[0]}")
+            for row in reader:
+                if None in row:
+                    n = len(columns) + len(row[None])
+                    raise ValueError(f"line {reader.line_num} has {n} cells, the header {len(columns)}: quote commas")
+                rows.append(row)
+            return columns, rows
     if kind not in FORMATS:
         raise ValueError(f"the ending {path.suffix!r} is not known: unpack or rename it")
     text, rows = path.read_text("utf-8-sig"), []
@@ -131,26 +157,53 @@ def _read_file(path: Path) -> tuple[list[str], Iterable[dict]]:
         rows += value if isinstance(value, list) else [value]
     if strays := [number for number, row in enumerate(rows, 1) if not isinstance(row, dict)]:
         raise ValueError(f"row {strays[0]} is no object with columns")
+    if len(rows) == 1 and any(_is_column(rows[0].get(name)) for name in PROBLEM_COLUMNS):
+        raise ValueError('it is stored by columns: store it by rows (pandas: to_json(orient="records", lines=True))')
     return list(dict.fromkeys(name for row in rows for name in row)), rows
+
+
+def _is_column(value: object) -> bool:
+    """Whether a cell is a whole column, as in {"problem": ["1+1?", ...]} or pandas' {"problem": {"0": "1+1?", ...}}."""
+    return isinstance(value, dict) or isinstance(value, list) and {str} == {type(cell) for cell in value}
 
 
 def _read_hub(source: str, split: str) -> tuple[list[str], Iterable[dict]]:
     """(columns, rows) of a data set of the hub, or of a directory that holds a copy of one."""
     import datasets  # takes seconds to import, and files do not need it
 
-    name, _, config = source.partition(":")
+    name, _, config = (source, "", "") if Path(source).is_dir() else source.partition(":")
     with tempfile.TemporaryDirectory() as cache:  # a directory's files may have changed since a copy was made of them
         own = dict(cache_dir=cache, keep_in_memory=True) if Path(name).is_dir() else {}
-        table = datasets.load_dataset(name, config or None, split=split, **own)
+        if any(Path(name, file).is_file() for file in ("state.json", "dataset_dict.json")):  # by save_to_disk
+            table = datasets.load_from_disk(name, keep_in_memory=True)
+            table = table[split] if isinstance(table, dict) else table
+        else:
+            table = datasets.load_dataset(name, config or None, split=split, **own)
     batches = table.select_columns([name for name in table.column_names if name in _USED]).iter(1000)
     return table.column_names, (dict(zip(batch, row)) for batch in batches for row in zip(*batch.values()))
 
 
-def _problem_text(problem: object) -> str:
+def _problem_text(problem: object, notes: Counter) -> str:
+    """The problem of a cell that is text, or a chat of one user message. Raises ValueError for any other."""
+    if isinstance(problem, str) and re.match(r"\s*\[\s*\{", problem):  # a chat that was written as text, by whom?
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                problem = parse(problem)
+                break
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                pass
     if isinstance(problem, list):  # a chat
-        turns = [turn for turn in problem if isinstance(turn, dict) and turn.get("role") == "user"]
-        problem = turns[-1].get("content") if turns else None
-    return _without_instructions(problem.strip()) if isinstance(problem, str) else ""
+        turns = [turn for turn in problem if isinstance(turn, dict) and turn.get("role") != "system"]
+        if [turn.get("role") for turn in turns] != ["user"]:
+            raise ValueError("its chat is not one user message, perhaps after a system message")
+        notes["chats have a system message, which is left out"] += len(problem) > 1
+        problem = turns[0].get("content")
+    problem = _without_instructions(problem.strip()) if isinstance(problem, str) else ""
+    if not problem:
+        raise ValueError("the problem is empty or no text")
+    if any("\ud800" <= character <= "\udfff" for character in problem):
+        raise ValueError("the problem has half of a character (a lone surrogate)")
+    return problem
 
 
 def _answer_text(answer: object, column: str) -> str | None:
@@ -176,15 +229,56 @@ def _without_instructions(problem: str) -> str:
 
 def encode_prompt(tokenizer, problem: str) -> list[int]:
     """Token ids of the prompt, through the model's chat template up to where its answer starts. A template that
-    refuses a system message gets `BOXED` at the end of the user's; a model without a template gets plain text."""
-    if tokenizer.chat_template is None:
-        return tokenizer(f"{problem}\n{BOXED}\n")["input_ids"]
-    system, user = {"role": "system", "content": BOXED}, {"role": "user", "content": problem}
-    try:
-        return tokenizer.apply_chat_template([system, user], add_generation_prompt=True, return_dict=False)
-    except TemplateError:
-        user["content"] += f"\n\n{BOXED}"
-        return tokenizer.apply_chat_template([user], add_generation_prompt=True, return_dict=False)
+    refuses a system message gets `BOXED` at the end of the user's; a model without a template gets plain text. Raises
+    ValueError for a template that fails."""
+    if not tokenizer.chat_template:
+        text = f"{problem}\n{BOXED}\n"
+    else:
+        system, user = {"role": "system", "content": BOXED}, {"role": "user", "content": problem}
+        render = lambda turns: tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        try:
+            text = render([system, user])
+        except Exception:  # a template may raise anything
+            try:
+                text = render([user | {"content": f"{problem}\n\n{BOXED}"}])
+            except Exception as error:
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+                raise ValueError(f"the chat template fails ({reason}): mend it, or remove it") from None
+    ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+    if len(parts := text.split(problem)) == 2 and _special_texts(tokenizer).search(problem):
+        before, after = [tokenizer(part, add_special_tokens=False)["input_ids"] for part in parts]
+        ids = before + tokenizer(problem, add_special_tokens=False, split_special_tokens=True)["input_ids"] + after
+    return ids
+
+
+@lru_cache(4)
+def _special_texts(tokenizer) -> re.Pattern:
+    """What a problem may only say as text, such as "<eos>"."""
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile("|".join(map(re.escape, special)) or "(?!)")
+
+
+def check_prompts(model: str, tokenizer, problems: list[dict], ends: list[int], vocabulary: int) -> None:
+    """Raises ValueError unless each of the `problems` (with "prompt_ids") has a prompt that holds its text, is no other
+    one's, ends in no token that ends a response, and has tokens below `vocabulary` only. Says what the first is."""
+    squeeze = lambda text: "".join(unicodedata.normalize("NFKC", text).split())
+    decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    prompts = {}
+    for problem in problems:
+        ids = problem["prompt_ids"]
+        bad = lambda what: ValueError(f"--model {model}: the prompt {decode(ids)[-300:]!r} {what}")  # noqa: B023
+        if ids and max(ids) >= vocabulary:
+            raise ValueError(
+                f"--model {model}: its tokenizer makes the token {tokenizer.convert_ids_to_tokens(max(ids))!r} "
+                f"({max(ids)}) of a prompt, and the model has {vocabulary} tokens: give it the tokenizer it came with"
+            )
+        if squeeze(problem["problem"]) not in squeeze(decode(ids)):
+            raise bad(f"does not hold its problem {problem['problem'][:100]!r}: mend the chat template")
+        if next(i for i in reversed(ids) if decode([i]).strip()) in ends:
+            raise bad("ends in a token that ends a response: mend the chat template, or set add_eos_token to false")
+        if prompts.setdefault(tuple(ids), problem["problem"]) != problem["problem"]:
+            raise bad(f"is that of two problems, {problem['problem'][:100]!r} for one: mend the tokenizer")
+    print0(f"the first prompt is {decode(problems[0]['prompt_ids'])!r}")
 
 
 def encode_problems(problems: list[dict], tokenizer, max_prompt_tokens: int) -> tuple[list[dict], int]:
@@ -194,9 +288,10 @@ def encode_problems(problems: list[dict], tokenizer, max_prompt_tokens: int) -> 
     return kept, len(encoded) - len(kept)
 
 
-def data_hash(problems: list[dict]) -> str:
-    """Of the problems and their golds, in order: what tells two data sets of one name apart."""
-    rows = [(problem["problem"], problem["answer"]) for problem in problems]
+def data_hash(problems: list[dict], *columns: str) -> str:
+    """Of these columns of the problems, in order, by default problem and gold: what tells two data sets of one name
+    apart."""
+    rows = [[problem[column] for column in columns or ("problem", "answer")] for problem in problems]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
 

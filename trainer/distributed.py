@@ -8,27 +8,84 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.distributed.run
+from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+ALONE = "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=0"
+NEVER = 100 * 24 * 60.0  # minutes, for a job with `Phases`, which end what hangs but not what was suspended
+
+
+class Steady:
+    """A text stream whose write and flush never raise: nothing that is printed may end a run, or keep it from saving.
+
+    A write fails when the log's disk is full, when the reader of a pipe has ended (Ctrl-C ends `tee` too), when the
+    terminal is gone, and inside a signal handler that came in the middle of another write. That text is lost."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        try:
+            self.stream.write(text)
+        except (OSError, ValueError, RuntimeError):
+            pass
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except (OSError, ValueError, RuntimeError):
+            pass
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def steady_streams() -> None:
+    """The first call of a program: stdout and stderr become `Steady`, also where they are closed. What their encoding
+    lacks is written as an escape."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name) or open(os.devnull, "w")
+        if not isinstance(stream, Steady):
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, Steady(stream))
 
 
 def init_distributed(timeout_minutes: float) -> torch.device:
-    """One process group, from torchrun's variables or of this process alone. `timeout_minutes`: of a collective."""
+    """One process group, from torchrun's variables or of this process alone. `timeout_minutes`: of a collective. Raises
+    ValueError for an environment that has only some of these variables, and for an address that can't be used."""
     if sys.platform == "linux":  # end with torchrun, even if that is killed with -9
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    for pair in "RANK=0 LOCAL_RANK=0 WORLD_SIZE=1 LOCAL_WORLD_SIZE=1 MASTER_ADDR=127.0.0.1 MASTER_PORT=0".split():
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        if world_size != "1":
+            raise ValueError(
+                f"WORLD_SIZE is {world_size} in the environment, without {' and '.join(missing)}: unset it, or start "
+                "the processes with torchrun"
+            )
+    if world_size == "1" and not dist.is_torchelastic_launched():  # no port that was exported for another program
+        os.environ |= dict(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    for pair in ALONE.split():
         os.environ.setdefault(*pair.split("="))
     backend, device = "gloo", torch.device("cpu")
     if torch.cuda.is_available():
         backend, device = "cpu:gloo,cuda:nccl", torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
         torch.backends.cuda.enable_cudnn_sdp(False)  # it makes a plan for every new shape, and most shapes here are new
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    except (RuntimeError, ValueError) as error:
+        where = "MASTER_ADDR {MASTER_ADDR}, MASTER_PORT {MASTER_PORT}, RANK {RANK}".format(**os.environ)
+        raise ValueError(f"{where}: the processes can't meet ({str(error).splitlines()[0][:200]})") from None
     return device
 
 
@@ -61,6 +118,27 @@ def gather(items: list) -> list:
     return [item for part in parts for item in part]
 
 
+def on_rank0(function: Callable, *args):
+    """What `function` returns on rank 0, on every rank, where its ValueError or OSError is raised too. A collective."""
+    outcome = [None]
+    if dist.get_rank() == 0:
+        try:
+            outcome = [(function(*args), None)]
+        except (ValueError, OSError) as error:
+            outcome = [(None, str(error))]
+    dist.broadcast_object_list(outcome)
+    value, error = outcome[0]
+    if error is not None:
+        raise ValueError(error)
+    return value
+
+
+def refuse(error: Exception) -> NoReturn:
+    """Ends the process for what the user can mend, which every rank has seen: one line from one rank."""
+    print0(f"grpo.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
 def print0(text: str, file=None) -> None:
     """Print on rank 0 only, by default to stdout. It works before the process group exists."""
     if os.environ.get("RANK", "0") == "0":
@@ -69,12 +147,13 @@ def print0(text: str, file=None) -> None:
 
 class StopRequest:
     """Remembers a signal that asks the run to stop, until a step is done: SIGTERM and SIGUSR1 of a batch scheduler,
-    Ctrl-C, SIGHUP of a connection that dropped, SIGQUIT. A second Ctrl-C ends the run at once."""
+    Ctrl-C, SIGHUP of a connection that dropped (not under nohup), SIGQUIT. A second Ctrl-C ends the run at once."""
 
     def __init__(self):
         self.signal = 0
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            signal.signal(number, self._remember)
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._remember)
 
     def _remember(self, number, frame) -> None:
         self.signal = number
@@ -102,8 +181,14 @@ class Phases:
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        while time.monotonic() - self.since < self.limit:
-            time.sleep(min(1.0, self.limit / 10))
+        """Adds up its own ticks. Where a tick took much longer, nothing ran (Ctrl-Z, a closed laptop): no hang."""
+        tick, since, waited, before = min(1.0, self.limit / 10), self.since, 0.0, time.monotonic()
+        while waited < self.limit:
+            time.sleep(tick)
+            now = time.monotonic()
+            waited, before = waited + min(now - before, 2 * tick), now
+            if since != self.since:  # another phase
+                since, waited = self.since, 0.0
         late = f"not done after {self.limit / 60:g} minutes (--timeout-minutes)"
         print(f"grpo.py: error: {self.where}: {late}", file=sys.stderr, flush=True)
         os._exit(1)
@@ -139,9 +224,13 @@ class Phases:
 
 
 if __name__ == "__main__":  # torchrun, but without its 40 lines of report on a user's mistake, which a rank has named
-    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
+    steady_streams()
+    for name in ("multiprocessing.api", "agent.server.api"):
+        logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         torch.distributed.run.main()
+    except SignalException as stop:  # the ranks have said what it did
+        sys.exit(128 + stop.sigval)
     except ChildFailedError as error:
         if error.get_first_failure()[1].exitcode == 2:
             sys.exit(2)

@@ -12,9 +12,9 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from logprobs import CHUNK, TokenStats, token_logp, token_stats
-from tasks import tiny
 from trainer.batching import MicroBatch, collate, micro_batches
-from trainer.distributed import print0
+from trainer.distributed import gather, print0
+from trainer.model import Description, describe, dropouts, first_line, one_line
 from trainer.rollout import Rollouts
 
 
@@ -27,10 +27,10 @@ class Policy(torch.nn.Module):
     """Wraps `lm` so that its output head runs inside the sharded root's forward, chunk by chunk, on response tokens
     alone. So the head's weights are gathered once per micro-batch, and [tokens, vocabulary] never exists whole."""
 
-    def __init__(self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, saved_config):
-        """`saved_config`: the model's PretrainedConfig as it came, with which `save` writes it."""
+    def __init__(self, lm: PreTrainedModel, temperature: float, compute_dtype: torch.dtype, description: Description):
+        """`description`: what the model came with, with which `save` writes it."""
         super().__init__()
-        self.lm, self.temperature, self.compute_dtype, self.saved_config = lm, temperature, compute_dtype, saved_config
+        self.lm, self.temperature, self.compute_dtype, self.description = lm, temperature, compute_dtype, description
         self.chunk = 1024 if compute_dtype == torch.bfloat16 else CHUNK  # tokens whose logits exist at a time
 
     def forward(self, batch: MicroBatch, function: Callable = token_logp):
@@ -49,15 +49,18 @@ class Policy(torch.nn.Module):
             tensor = tensor.to(dtype or self.compute_dtype)  # before gathering: half the traffic
             yield name.removeprefix("lm."), full_tensor(tensor)
 
-    def save(self, directory: Path, tokenizer) -> None:
-        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. A collective."""
-        dtype, first = self.saved_config.dtype or torch.float32, dist.get_rank() == 0
+    def save(self, directory: Path, tokenizer) -> str | None:
+        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. Returns on every rank
+        why that was impossible, None if it was not. A collective."""
+        dtype, first, errors = self.description.dtype, dist.get_rank() == 0, []
         weights = {name: tensor.cpu() for name, tensor in self.full_tensors(dtype) if first}  # gathered on all ranks
         if first:
-            self.lm.save_pretrained(directory, state_dict=weights)
-            self.saved_config.save_pretrained(directory)  # save_pretrained wrote that of the model in training
-            tokenizer.save_pretrained(directory)
-        dist.barrier()
+            try:
+                self.lm.save_pretrained(directory, state_dict=weights)
+                self.description.write(directory, tokenizer)  # save_pretrained wrote the config of the one in training
+            except Exception as error:  # of a full disk, which safetensors reports in its own way
+                errors = [f"{directory} could not be saved: {first_line(error)}"]
+        return next(iter(gather(errors)), None)
 
 
 @torch.no_grad()
@@ -72,19 +75,6 @@ def old_stats(policy: Policy, rollouts: Rollouts, micro_batch_tokens: int) -> To
     return TokenStats(*stats)
 
 
-def find_model(model: str) -> str:
-    """The directory or hub id of `model`; "tiny" is made if missing. Raises ValueError for a directory without one."""
-    path = Path(model)
-    if model == "tiny":
-        return str(tiny.ensure_model())
-    if path.is_dir() and not (path / "config.json").is_file():
-        hint = f"; is it {path / 'model'}?" if (path / "model/config.json").is_file() else ""
-        raise ValueError(f"--model {model}: this directory has no config.json{hint}")
-    if not path.is_dir() and (path.is_absolute() or model.startswith((".", "~"))):
-        raise ValueError(f"--model {model}: there is no such directory")
-    return model
-
-
 def require_supported(model: str, config: PretrainedConfig, device: torch.device) -> None:
     """Raises ValueError for a model that is more than a language model, and for a GPU without bfloat16. What is left
     is compared with the model's own forward pass, in `require_same`."""
@@ -97,30 +87,6 @@ def require_supported(model: str, config: PretrainedConfig, device: torch.device
             f"{torch.cuda.get_device_name(device)} does not compute in bfloat16: a GPU of compute capability 8.0 or "
             f"more is needed (A100, A10, L4, RTX 30 and later), this one has {capability[0]}.{capability[1]}"
         )
-
-
-def load_model(model: str) -> PreTrainedModel:
-    """The causal language model in a directory or of a hub id, in float32 on the host, with its dropout off, which
-    would make every ratio noise. Raises ValueError, which says what is wrong with it."""
-    try:
-        config = AutoConfig.from_pretrained(model)
-        text_config = config.get_text_config()
-        dropout = {k: v for k, v in text_config.to_dict().items() if "drop" in k and isinstance(v, float) and v > 0}
-        for name in dropout:
-            setattr(text_config, name, 0.0)
-        options = dict(config=config, dtype=torch.float32, output_loading_info=True)
-        lm, found = AutoModelForCausalLM.from_pretrained(model, **options)
-    except Exception as error:  # whatever a damaged or foreign file may make transformers raise
-        raise ValueError(f"--model {model}: it can't be loaded ({type(error).__name__}: {first_line(error)})") from None
-    if missing := sorted(found["missing_keys"]):
-        raise ValueError(f"--model {model}: its files lack {len(missing)} weights, {missing[0]} for one")
-    if dropout:
-        print0("off in training: " + ", ".join(f"{name} {value}" for name, value in dropout.items()))
-    return lm
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no reason given"])[0][:300]
 
 
 @torch.no_grad()
@@ -154,16 +120,17 @@ def decoder_layers(lm: PreTrainedModel) -> torch.nn.ModuleList:
     return max((m for m in lm.base_model.modules() if isinstance(m, torch.nn.ModuleList)), key=len)
 
 
-def build_policy(model: str, mesh: DeviceMesh, temperature: float) -> Policy:
-    """Load `model` on every rank in float32 and shard it over `mesh`, layer by layer. Raises ValueError for a model
-    that can't be loaded, or that is not what the policy takes it for.
+def build_policy(lm: PreTrainedModel, mesh: DeviceMesh, temperature: float) -> Policy:
+    """The policy of a model from `load_model`, sharded over `mesh`, layer by layer. Raises ValueError for a model that
+    is not what the policy takes it for.
 
     On GPUs it computes in bf16, with float32 weights and gradient reduction and with gradient checkpointing. On a CPU
     it computes in float32. One CPU process is not sharded: FSDP2's hooks take a quarter of the tiny model's time."""
-    on_gpu = mesh.device_type == "cuda"
-    lm = load_model(model)
+    on_gpu, model = mesh.device_type == "cuda", lm.name_or_path
+    if off := dropouts(AutoConfig.from_pretrained(model)):
+        print0("off in training: " + ", ".join(f"{name} {value}" for name, value in off.items()))
     compute_dtype = torch.bfloat16 if on_gpu else torch.float32
-    policy = Policy(lm, temperature, compute_dtype, AutoConfig.from_pretrained(model))
+    policy = Policy(lm, temperature, compute_dtype, describe(model))
     require_same(policy, model)
     if on_gpu:
         lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -179,7 +146,7 @@ def check_memory(model: str, ranks: int, device: torch.device, vllm_gpu_memory: 
     """Raises ValueError if `ranks` processes can't load the model on this machine, or can't keep what lasts: weights,
     gradients and AdamW's two moments in float32, sharded, beside the sampler. What an update takes on top is seen in
     the first step; `python -m study.memory` estimates it."""
-    with torch.device("meta"):
+    with one_line(model), torch.device("meta"):
         lm = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(model).get_text_config())
     n, host = lm.num_parameters(), psutil.virtual_memory().available
     needs = [("of memory to load it in each process", 4 * n * ranks, host, "fewer processes")]

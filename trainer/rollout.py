@@ -105,7 +105,7 @@ def respond(
     with phases("reward"):
         pairs = [(problem, response) for problem, group in zip(mine, groups, strict=True) for response in group]
         pairs = my_share(pairs, member, members)  # each neighbour scores and passes on its part
-        texts = environment.tokenizer.batch_decode([r.token_ids for _, r in pairs], skip_special_tokens=True)
+        texts = [environment.tokenizer.decode(r.token_ids, skip_special_tokens=True) for _, r in pairs]
         try:
             results, errors = environment.reward([problem["answer"] for problem, _ in pairs], texts), []
         except Exception as error:  # whatever a user's function may raise, on this rank alone

@@ -2,13 +2,14 @@
 
 import os
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 import rewards
 from methods import Method
@@ -17,10 +18,11 @@ from schedules import Schedule
 from trainer import data
 from trainer.checkpoint import Checkpointer, make_run_directory
 from trainer.config import Config
-from trainer.distributed import Phases, end_distributed, print0
+from trainer.distributed import Phases, end_distributed, on_rank0, print0
 from trainer.farewell import farewell
-from trainer.logger import Logger
-from trainer.policy import Policy, build_policy, check_memory, find_model, require_supported
+from trainer.logger import Logger, check_report
+from trainer.model import describe, find_model, first_line, load_model, one_line, open_model
+from trainer.policy import Policy, build_policy, check_memory, require_supported
 from trainer.rollout import Environment
 
 
@@ -48,15 +50,13 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     if world_size % cfg.vllm_tp:
         raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
     reward = rewards.load_reward(cfg.reward)
-    if cfg.model == "tiny" and dist.get_rank() == 0:
-        find_model("tiny")  # one rank makes it
-    dist.barrier()
-    model = find_model(cfg.model)
-    try:
-        tokenizer, model_config = AutoTokenizer.from_pretrained(model), AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model {model}: {str(error).splitlines()[0]}") from None
-    print0("a response ends with " + ", ".join(f"{tokenizer.decode([i])} ({i})" for i in eos_ids(model)))
+    on_rank0(check_report, cfg.report_to)
+    if cfg.model == "tiny":
+        on_rank0(find_model, "tiny")  # one rank makes it
+    model, tokenizer, model_config = open_model(cfg.model)
+    with one_line(model):
+        ends = eos_ids(model)
+    print0("a response ends with " + ", ".join(f"{tokenizer.decode([i])} ({i})" for i in ends))
     max_len = cfg.max_prompt_tokens + cfg.max_response_tokens
     context = getattr(model_config.get_text_config(), "max_position_embeddings", None)
     if context and context < max_len:
@@ -72,6 +72,9 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     if len(problems) < cfg.prompts_per_step:
         raise ValueError(f"--prompts-per-step {cfg.prompts_per_step}: there are {found} (--max-prompt-tokens)")
     print0(found)
+    data.check_prompts(cfg.model, tokenizer, problems, ends, model_config.get_text_config().vocab_size)
+    lm = load_model(model)  # it and all above say what is wrong before the run has a directory, or a GPU's memory
+    on_rank0(check_saving, lm, tokenizer)
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     limits = dict(max_len=max_len, tp=cfg.vllm_tp, gpu_memory=cfg.vllm_gpu_memory, max_num_seqs=cfg.vllm_max_num_seqs)
@@ -79,9 +82,9 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     sampler.sleep()  # on a GPU its memory is the trainer's until the next sync
     shape = (world_size // local_world_size, local_world_size)  # replicated between nodes, sharded within one
     mesh = init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
-    policy = build_policy(model, mesh, cfg.temperature)
+    policy = build_policy(lm, mesh, cfg.temperature)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=cfg.lr, weight_decay=cfg.weight_decay, fused=True)
-    directory = make_run_directory(cfg)  # late, so that what went wrong before leaves none behind
+    directory = on_rank0(make_run_directory, cfg)  # late, so that what went wrong before leaves none behind
     saver = Checkpointer(directory, policy, optimizer)
     environment, schedule, method = Environment(problems, reward, tokenizer), cfg.make_schedule(), cfg.make_method()
     run = Run(cfg, directory, environment, sampler, policy, optimizer, saver, schedule, method, phases)
@@ -93,10 +96,20 @@ def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]
     return run, first_step
 
 
+def check_saving(lm: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Writes all of model/ but the weights, and throws it away. Raises ValueError, while there is nothing to lose."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            lm.config.save_pretrained(scratch)
+            describe(lm.name_or_path).write(Path(scratch), tokenizer)
+        except Exception as error:  # whatever transformers may raise
+            raise ValueError(f"--model {lm.name_or_path}: it could not be saved ({first_line(error)})") from None
+
+
 def trainer_state(run: Run) -> dict:
     """What a checkpoint keeps beside weights and optimizer. There is no random state, see `distributed.seed_of`."""
     return {
-        "data": data.data_hash(run.environment.problems),
+        "data": data.data_hash(run.environment.problems, "problem", "answer", "prompt_ids"),
         "draws": run.draws,
         "schedule": run.schedule.state_dict(),
         "method": run.method.state_dict(),
@@ -104,11 +117,11 @@ def trainer_state(run: Run) -> dict:
 
 
 def resume(run: Run, state: dict) -> int:
-    """Puts a `trainer_state` back; returns the step that comes next. Raises ValueError if the problems have changed."""
-    if state.get("data") != data.data_hash(run.environment.problems):
+    """Puts a `trainer_state` back; returns the step that comes next. Raises ValueError if the prompts have changed."""
+    if state.get("data") != trainer_state(run)["data"]:
         raise ValueError(
-            f"--resume {run.directory}: the problems in {run.cfg.data} that fit into --max-prompt-tokens are not those "
-            "that this run began with; put the old file back, or start another run"
+            f"--resume {run.directory}: the prompts of {run.cfg.data} that fit into --max-prompt-tokens are not those "
+            "that this run began with; put the old file, or the model's old chat template, back, or start another run"
         )
     run.draws = state["draws"]
     run.schedule.load_state_dict(state["schedule"])
@@ -121,14 +134,18 @@ def finish(run: Run, logger: Logger) -> None:
     logger.close()
     with run.phases("save"):
         run.checkpointer.finish()
-        run.policy.save(run.directory / "model", run.environment.tokenizer)
-    if run.checkpointer.error:  # on rank 0
-        sys.exit(f"grpo.py: error: {run.checkpointer.error}")
+        error = run.policy.save(run.directory / "model", run.environment.tokenizer)
+    if error := run.checkpointer.error or error:  # the checkpointer's is on rank 0
+        sys.exit(f"grpo.py: error: {error}; once it can be, --resume {run.directory}")
     first = dist.get_rank() == 0
     end_distributed(run.sampler)
     if first:  # alone by now, since the farewell of the built-in task takes a minute
+        logger.finish_report()
         with run.phases("farewell"):
-            print(farewell(run.cfg, run.directory), flush=True)
+            try:
+                print(farewell(run.cfg, run.directory), flush=True)
+            except Exception as error:  # of matplotlib, or of a full disk: the run is done all the same
+                print(f"model   {run.directory / 'model'}\n(curves.png could not be drawn: {error})", flush=True)
 
 
 def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -> None:
@@ -138,6 +155,7 @@ def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -
     run.checkpointer.finish()
     logger.close()
     print0(f"{why} after {steps} steps; go on with --resume {run.directory}", file=sys.stderr)
+    logger.finish_report()
     end_distributed(run.sampler)
     sys.exit(exit_code)
 
@@ -145,7 +163,8 @@ def stop_early(run: Run, logger: Logger, steps: int, why: str, exit_code: int) -
 def save_evidence(run: Run, step: int) -> str:
     """Keeps the weights, and on rank 0 the rollouts, of a step that went wrong; says where. A collective."""
     directory = run.directory / f"bad-step-{step}"
-    run.policy.save(directory, run.environment.tokenizer)
+    if error := run.policy.save(directory, run.environment.tokenizer):
+        return error
     if dist.get_rank() == 0:
         torch.save(run.evidence, directory / "rollouts.pt")
     return f"weights left as they were, saved with the rollouts in {directory}"
