@@ -73,7 +73,7 @@ def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, caps
     sanity.main([*command, "2"])
     assert made == [("static", 0), ("id", 0), ("id", 0), ("static", 1), ("id", 1)]
     assert len(read_lines(tmp_path / "sanity.jsonl")) == 4
-    assert "| static | 2 | 0.25 | 0.990 | 0.990 | 40, 40 | 0.50 |" in (tmp_path / "sanity.md").read_text()
+    assert "| static | 2 | 0.25 | 0.990 ± 0.000 | 0.990 | 40, 40 | 0.50 |" in (tmp_path / "sanity.md").read_text()
 
 
 def test_the_table_says_never():
