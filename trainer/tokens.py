@@ -158,7 +158,8 @@ format tags were 69% of the masked tokens. Tags, line breaks, the end of a respo
 first to look at: sampler and trainer may tokenise, mask or round them in different ways.</li>
 <li><b>Many different rare words are what is expected.</b> Above, most should be in E2 with a small p_old: "wait",
 "however", "instead". They are where a policy tries something else, and what a wider upper threshold lets through.</li>
-<li><b>Clipped tokens with p_old near 1</b> can hardly grow by 20%. If there are some, ln π_old is wrong.</li>
+<li><b>A token with p_old above 0.84</b> cannot grow by 20%. If some are clipped above a threshold of 0.2 or more,
+ln π_old is wrong.</li>
 <li><b>Is what is clipped where the policy hesitates?</b> Hover over a token for its entropy. If clipped tokens have
 entropies near 0, the clip touches formalities, and no schedule will move the entropy by much.</li>
 </ul>"""
