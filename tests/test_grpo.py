@@ -237,6 +237,13 @@ def test_a_run_leaves_what_it_promises(short_run):
         phases = "rollout reward gather sleep save old_stats update sync between".split()
         assert set(line["seconds"]) == {*phases, "step"} and line["memory"] is None  # no GPU
         assert line["importance_capped"] == 0
+    tokens = [json.loads(line) for line in (directory / "tokens.jsonl").open()]
+    for line, clipped in zip(lines, tokens, strict=True):  # counted token by token, as the sums of both ranks
+        counted = 4 * line["n_tokens"]  # in four epochs
+        assert clipped["above"]["times"] == round(line["clip_frac_high"] * counted)
+        assert clipped["below"]["times"] == round(line["clip_frac_low"] * counted)
+    samples = [json.loads(line) for line in (directory / "samples.jsonl").open()]
+    assert [line["step"] for line in samples] == [0, 3] and all(line["responses"] for line in samples)
     assert [line["upper"] for line in lines][:3] == [[-0.25, 0.5], [-0.125, 0.35], [0.0, 0.2]]
     assert lines[3]["lower"] == pytest.approx([-0.065, 0.25])
 
