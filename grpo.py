@@ -54,10 +54,11 @@ from trainer.distributed import (
     steady_streams,
 )
 from trainer.logger import Logger
-from trainer.metrics import UpdateSums, region_metrics
+from trainer.metrics import UpdateSums, entropy_metrics, region_metrics
 from trainer.policy import full_tensor, old_stats
 from trainer.rollout import Rollouts, collect, overlong_penalty, sampler_mismatch
 from trainer.run import Run, finish, not_finite, save_evidence, set_up, stop_early, trainer_state
+from trainer.tokens import clipped_tokens
 
 IS_CAP = 2.0  # the largest importance weight
 
@@ -80,10 +81,9 @@ def training_step(run: Run, step: int) -> dict:
     # 4: ln π_old, H and B under the current weights
     with phases("old_stats"):
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)  # [N] each
-    device = old.logp.device
     columns = advantages, rollouts.in_loss, torch.arange(len(advantages))
-    advantages, in_loss, response = (rollouts.per_token(column).to(device) for column in columns)  # [N] each
-    sampler_logp = rollouts.sampler_logp.to(device)
+    advantages, in_loss, response = (rollouts.per_token(column).to(old.logp.device) for column in columns)  # [N] each
+    sampler_logp = rollouts.sampler_logp.to(old.logp.device)
     run.evidence = dict(rollouts=rollouts, old=old, advantages=advantages)
     if bad := not_finite(advantages=advantages, sampler_logp=sampler_logp, **old._asdict()):
         raise FloatingPointError(f"not finite: {bad}")  # alike on every rank
@@ -110,8 +110,9 @@ def training_step(run: Run, step: int) -> dict:
     line |= {"lr": group["lr"], "n_tokens": len(advantages), "overlong_penalty": penalties.mean().item()}
     capped = (batch.importance == IS_CAP).double().mean().item()
     line |= {"importance_weight": batch.importance.mean().item(), "importance_capped": capped}
-    line |= {"schedule_state": run.schedule.state_dict()}
-    return line | rollout_report | update_report | run.method.report(step) | region_metrics(old, advantages, regions)
+    line |= {"schedule_state": run.schedule.state_dict()} | entropy_metrics(old.entropy, rollouts.lengths)
+    line |= rollout_report | update_report | run.method.report(step) | region_metrics(old, advantages, regions)
+    return line | clipped_tokens(cfg, step, rollouts, tokens, batch.clipped, run.environment.tokenizer)
 
 
 def group_advantages(rewards: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -134,6 +135,7 @@ class Batch:
     marks: torch.Tensor  # see `methods.Method.marks`
     importance: torch.Tensor  # the importance weights, which are contained in `weights`
     surprising: torch.Tensor  # bool, the tokens of E2 and E4
+    clipped: torch.Tensor  # int32, how often `update` has clipped a token on this rank, negative where below
 
     def __getitem__(self, tokens: torch.Tensor) -> "Batch":
         """Those of some tokens, by their numbers."""
@@ -148,8 +150,9 @@ def make_batch(cfg: Config, method: Method, tokens: Tokens, sampler_logp: torch.
         importance = (tokens.logp - sampler_logp).exp().clamp(max=IS_CAP)  # min(π_old / π_sampler, cap)
     if trained := cfg.trained_regions():
         weights = weights * tokens.regions[trained].any(0)
-    surprising, marks = tokens.regions[1] | tokens.regions[3], method.marks(tokens)
-    return Batch(tokens.logp, tokens.advantages, tokens.in_loss, weights * importance, marks, importance, surprising)
+    surprising, clipped = tokens.regions[1] | tokens.regions[3], torch.zeros_like(tokens.logp, dtype=torch.int32)
+    given, marks = (tokens.logp, tokens.advantages, tokens.in_loss), method.marks(tokens)
+    return Batch(*given, weights * importance, marks, importance, surprising, clipped)
 
 
 def update(run: Run, rollouts: Rollouts, batch: Batch, step: int, upper: Line, lower: Line) -> dict:
@@ -166,14 +169,14 @@ def update(run: Run, rollouts: Rollouts, batch: Batch, step: int, upper: Line, l
             for inputs, tokens, is_real in micro_batches(rollouts, chosen, cfg.micro_batch_tokens, policy.lm.device):
                 this = batch[tokens]  # [n] each
                 trained = this.in_loss & is_real & (this.weights != 0)
-                logp, entropy = (
-                    policy(inputs, token_logp_and_entropy) if method.needs_entropy else (policy(inputs), None)
-                )
+                found = policy(inputs, token_logp_and_entropy) if method.needs_entropy else (policy(inputs), None)
+                logp, entropy = found
                 args = this.old_logp, logp, this.advantages, trained, upper, lower
                 loss, side = method.loss(*args, this.marks, entropy)  # for grpo it is `clipping.clipped_surrogate`
                 loss = (loss * this.weights).sum() / n_tokens
                 (loss * world_size).backward()  # FSDP averages gradients over ranks; this makes it a sum
                 sums += UpdateSums.of(this.old_logp, logp, trained, side, this.surprising)
+                batch.clipped.index_add_(0, tokens, side.int())
 
             norm = full_tensor(torch.nn.utils.clip_grad_norm_(policy.parameters(), cfg.max_grad_norm)).item()
             if not math.isfinite(norm):  # the same number on every rank

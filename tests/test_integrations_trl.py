@@ -81,6 +81,24 @@ def test_clip_higher_is_epsilon_high(run):
     assert not torch.equal(weights(ours), weights(run(FlexibleGRPOTrainer, schedule="static")))  # 0.28 was of effect
 
 
+def test_static_is_trl_to_the_bit_with_lora(run):
+    """The adapter is what is trained, and the model under it stays."""
+    peft = pytest.importorskip("peft", reason="needs peft: pip install --no-deps -r requirements-integrations.txt")
+    lora = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    theirs, ours = (
+        run(cls, peft_config=lora, beta=0.1, **options)
+        for cls, options in ((GRPOTrainer, {}), (FlexibleGRPOTrainer, {"schedule": "static"}))
+    )
+    assert clipped(theirs) and logs(theirs) == logs(ours)
+    assert torch.equal(weights(theirs), weights(ours))
+    other = run(FlexibleGRPOTrainer, schedule="id", peft_config=lora, beta=0.1)
+    assert not torch.equal(weights(other), weights(ours))
+    parts = zip(ours.model.named_parameters(), other.model.named_parameters())
+    assert {name for (name, a), (_, b) in parts if not torch.equal(a, b)} == {
+        name for name, parameter in ours.model.named_parameters() if parameter.requires_grad
+    }
+
+
 # ------------------------------------------------------------------------------------------------- the steps of a run
 
 

@@ -216,11 +216,14 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     notebook = Path(__file__).parent.parent / "study/entropy_on_a_curve.ipynb"
     cells = [cell for cell in json.loads(notebook.read_text())["cells"] if cell["cell_type"] == "code"]
     source = "\n".join("".join(cell["source"]) for cell in cells)
-    assert source.count("STEPS = 300") == 1 and source.count("runs/notebook") == 2
+    assert source.count("STEPS = 300") == source.count("STEPS = 20") == 1 and source.count("runs/notebook") == 3
     source = source.replace("STEPS = 300", "STEPS = 3").replace("runs/notebook", str(tmp_path))
+    source = source.replace("STEPS = 20", "STEPS = 2")
     monkeypatch.chdir(notebook.parent)  # where Jupyter starts it; this also takes back its own chdir
     monkeypatch.syspath_prepend("")  # and this its change of sys.path
     monkeypatch.delenv("DISPLAY", raising=False)
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     exec(compile(source, notebook.name, "exec"), {})
     assert (tmp_path / "entropy.png").exists()
+    assert len(read_metrics(tmp_path / "trainer")["entropy"]) == 2  # the trainer's own run
+    assert (tmp_path / "trainer/curves.png").exists() and (tmp_path / "trainer/tokens.html").exists()

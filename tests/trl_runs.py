@@ -24,6 +24,7 @@ from logprobs import token_stats
 from tasks import tiny
 from trainer.distributed import end_distributed
 
+OWN = ("schedule", "target", "schedule_options", "eval_dataset", "peft_config")  # options of a trainer itself
 UPDATES = 4  # optimizer steps per rollout batch
 VOCABULARY = len(tiny.make_tokenizer())
 DATASET = Dataset.from_dict({"prompt": [f"{i}+{j}=?" for i in range(8) for j in range(8)]})
@@ -61,7 +62,7 @@ def reward(completion_ids, **kwargs):
 
 def make_trainer(cls, model, output, batches=3, **options):
     """A trainer of class `cls` for that many rollout batches. The options are those of GRPOConfig, or else of `cls`."""
-    own = {n: options.pop(n) for n in ("schedule", "target", "schedule_options", "eval_dataset") if n in options}
+    own = {n: options.pop(n) for n in OWN if n in options}
     defaults = dict(
         max_steps=UPDATES * batches,
         steps_per_generation=UPDATES,

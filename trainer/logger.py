@@ -1,4 +1,5 @@
-"""Where a run's metrics go: metrics.jsonl, the progress bar, W&B and TensorBoard. The keys: trainer/metrics.py."""
+"""Where a run's metrics go: metrics.jsonl and its neighbours, the progress bar, W&B and TensorBoard. The keys stand in
+trainer/metrics.py, those of tokens.jsonl and samples.jsonl in tokens.py, and the warnings in alarms.py."""
 
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 from tqdm import tqdm
 
+from trainer.alarms import Alarms
 from trainer.config import Config
 
 
@@ -26,10 +28,38 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
+class Lines:
+    """A file of one JSON object per line, each with its "step". Starting at `first_step`, it removes the lines of later
+    steps, which a resumed run makes again; `kept` has the others. Once made, it does not raise."""
+
+    def __init__(self, path: Path, first_step: int):
+        self.name = path.name
+        self.kept = [line for line in read_lines(path) if line.get("step", first_step) < first_step]
+        scratch = path.with_suffix(".tmp")
+        scratch.write_text("".join(json.dumps(line) + "\n" for line in self.kept))
+        scratch.replace(path)
+        self.file, self.unwritten = open(path, "ab", buffering=0), b""
+
+    def write(self, line: dict | None = None) -> str | None:
+        """Appends the lines that are not in the file yet. On a full disk they are kept, and the error is returned."""
+        self.unwritten += json.dumps(line).encode() + b"\n" if line else b""
+        try:
+            size, done = os.fstat(self.file.fileno()).st_size, 0
+            try:
+                while done < len(self.unwritten):
+                    done += self.file.write(self.unwritten[done:])
+            except OSError:
+                os.ftruncate(self.file.fileno(), size)  # no part of a line stays
+                raise
+            self.unwritten = b""
+        except OSError as error:
+            tqdm.write(f"{self.name} can't be written ({error.strerror}): its lines are kept, and tried again")
+            return f"{self.name} can't be written: {error.strerror}"
+
+
 class Logger:
-    """Rank 0's metrics.jsonl, progress bar and optional W&B or TensorBoard; silent on other ranks. Starting at
-    `first_step`, it removes the lines of later steps, which a resumed run makes again. Once made, nothing in it raises:
-    a run outlives its disk, its terminal and its reports."""
+    """Rank 0's metrics.jsonl, tokens.jsonl and samples.jsonl, progress bar, warnings and optional W&B or TensorBoard;
+    silent on other ranks. Once made, nothing in it raises: a run outlives its disk, its terminal and its reports."""
 
     def __init__(self, cfg: Config, directory: Path, first_step: int):
         self.on = dist.get_rank() == 0
@@ -52,18 +82,21 @@ class Logger:
                 shutil.rmtree(directory)  # it holds nothing yet, and the next try may want its name
             reason = " ".join(str(error).split())[:300]
             raise ValueError(f"--report-to {cfg.report_to}: {type(error).__name__}: {reason}") from None
-        scratch = path.with_suffix(".tmp")
-        scratch.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        scratch.replace(path)
-        self.file, self.unwritten = open(path, "ab", buffering=0), b""
+        self.metrics = Lines(path, first_step)
+        self.beside = {name: Lines(directory / f"{name}.jsonl", first_step) for name in ("tokens", "samples")}
+        self.alarms = Alarms()
+        for line in kept:
+            self.alarms.new(line)  # what was said before a resume is not said again
         self.first_entropy = kept[0]["entropy"] if kept else None
         self.bar = tqdm(total=cfg.total_steps, initial=first_step, desc=cfg.label, unit="step", dynamic_ncols=True)
 
     def log(self, metrics: dict) -> None:
         if not self.on:
             return
-        self.unwritten += json.dumps(metrics).encode() + b"\n"
-        self._write()
+        for name, lines in self.beside.items():
+            if name in metrics:
+                lines.write({"step": metrics["step"]} | metrics.pop(name))
+        self.metrics.write(metrics)
         flat = {}
         for key, value in metrics.items():
             if key in ("upper", "lower"):
@@ -77,6 +110,8 @@ class Logger:
         where = {"H": f"{entropy:.3f} ({entropy / self.first_entropy:.0%} of the start)"}
         self.bar.set_postfix(where | {short: f"{metrics[key]:.4f}" for key, short in shown.items()}, refresh=False)
         self.bar.update()
+        for warning in self.alarms.new(metrics):
+            self.bar.write(f"step {metrics['step']}: warning: {warning}")
         failed = metrics["reasons"].get("timeout", 0.0) + metrics["reasons"].get("crash", 0.0)
         if failed > 0.01:
             self.bar.write(
@@ -92,27 +127,12 @@ class Logger:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             self.bar.write(f"reporting failed and is off from here on, metrics.jsonl goes on ({reason})")
 
-    def _write(self) -> str | None:
-        """Appends the lines that are not in the file yet. On a full disk they are kept, and the error is returned."""
-        try:
-            size, done = os.fstat(self.file.fileno()).st_size, 0
-            try:
-                while done < len(self.unwritten):
-                    done += self.file.write(self.unwritten[done:])
-            except OSError:
-                os.ftruncate(self.file.fileno(), size)  # no part of a line stays
-                raise
-            self.unwritten = b""
-        except OSError as error:
-            self.bar.write(f"metrics.jsonl can't be written ({error.strerror}): its lines are kept, and tried again")
-            return f"metrics.jsonl can't be written: {error.strerror}"
-
     def flush(self) -> str | None:
         """Makes the lines so far survive what a checkpoint survives. Returns the error if that is impossible now."""
-        if not self.on or (error := self._write()):
+        if not self.on or (error := self.metrics.write()):
             return error if self.on else None
         try:
-            os.fsync(self.file.fileno())
+            os.fsync(self.metrics.file.fileno())
         except OSError as error:
             return f"metrics.jsonl can't be written: {error.strerror}"
 

@@ -5,6 +5,8 @@ on all ranks. Entropies and log-probabilities are in nats.
 
     step                       k, from 0
     entropy                    mean entropy H of the policy that sampled, per token
+    entropy_quantiles          of the tokens' entropies: p10, p50 (the median), p90
+    entropy_by_place           mean entropy of the first_quarter and of the last_quarter of each response's tokens
     reward                     mean reward of all responses that were sampled
     reasons                    share of the responses with each verdict of the reward function, e.g. correct, no_box
     equal_reward_groups        share of the groups whose rewards are all equal, which teach nothing
@@ -17,6 +19,8 @@ on all ranks. Entropies and log-probabilities are in nats.
     clip_frac_low              the same at the lower bound
     clipped                    of the tokens clipped above: their mean p_old (clip_high_p) and their share in E2
                                (clip_high_E2); of those clipped below: clip_low_p, and their share in E4 (clip_low_E4)
+    most_clipped               the token that is clipped most often on one side: `token`, its `share` of all the `times`
+                               that any token was clipped; tokens.jsonl has more, see tokens.py
     kl                         estimate of KL(π_old ‖ π_θ), the mean of r − 1 − ln r, over all optimizer steps
     ratio_clamped              tokens with |log r| > 20, over all optimizer steps: should be 0
     grad_norm                  mean gradient norm before it was scaled down
@@ -61,6 +65,18 @@ def region_metrics(old: TokenStats, advantages: torch.Tensor, regions: torch.Ten
         "regions_exact": dict(zip(REGIONS, (exact.sum(1).double() / n).tolist())),
         "predicted_entropy_change": dict(zip(REGIONS, ((regions * change.double()).sum(1) / n).tolist())),
     }
+
+
+def entropy_metrics(entropy: torch.Tensor, lengths: torch.Tensor) -> dict:
+    """How the entropies [N] of a rollout batch's tokens (nats) are distributed: over all, and along the responses, of
+    `lengths` [R]. A quantile is the entropy of one token. Each response has a token in each quarter."""
+    n, ordered = len(entropy), entropy.sort().values
+    quantiles = {f"p{percent}": ordered[(n - 1) * percent // 100].item() for percent in (10, 50, 90)}
+    length = lengths.repeat_interleave(lengths)  # [N], each token's response's
+    place = torch.arange(n) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)  # [N], from 0
+    quarters = {"first_quarter": 4 * place < length, "last_quarter": 4 * (place + 1) > 3 * length}
+    means = {name: entropy[of.to(entropy.device)].double().mean().item() for name, of in quarters.items()}
+    return {"entropy_quantiles": quantiles, "entropy_by_place": means}
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Pictures and tables of runs of grpo.py.
 
 python -m trainer.plots runs/tiny-id-seed0 runs/tiny-static-seed0 --output compare.png      # runs in one picture
+python -m trainer.plots runs/tiny-id-seed0 --tokens                  # which tokens are clipped: a table, and a page
 """
 
 import argparse
@@ -67,9 +68,16 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Draw runs of grpo.py in one picture.")
     parser.add_argument("runs", nargs="+", help="run directories")
     parser.add_argument("--output", default="compare.png")
+    parser.add_argument("--tokens", action="store_true", help="which tokens are clipped: a table, and RUN/tokens.html")
     args = parser.parse_args()
     try:
-        plot_runs(args.runs, args.output)
+        if args.tokens:
+            from trainer.tokens import write_page  # it needs transformers
+
+            for run in args.runs:
+                print(f"{write_page(Path(run))}\n{Path(run) / 'tokens.html'}")
+        else:
+            plot_runs(args.runs, args.output)
+            print(args.output)
     except ValueError as error:
         parser.exit(2, f"plots: error: {error}\n")
-    print(args.output)
