@@ -42,17 +42,7 @@ from methods import Method, Tokens
 from rewards import RewardError
 from trainer.batching import micro_batches
 from trainer.config import Config, parse_config
-from trainer.distributed import (
-    NEVER,
-    Phases,
-    StopRequest,
-    gather,
-    init_distributed,
-    print0,
-    refuse,
-    seed_of,
-    steady_streams,
-)
+from trainer.distributed import Phases, StopRequest, gather, init_distributed, print0, refuse, seed_of, steady_streams
 from trainer.logger import Logger
 from trainer.metrics import UpdateSums, entropy_metrics, region_metrics
 from trainer.policy import full_tensor, old_stats
@@ -188,9 +178,9 @@ def update(run: Run, rollouts: Rollouts, batch: Batch, step: int, upper: Line, l
     return {**sums.reduce().metrics(), "grad_norm": sum(norms) / len(norms)}
 
 
-def train(cfg: Config, device: torch.device, phases: Phases) -> None:
+def train(cfg: Config, phases: Phases) -> None:
     try:
-        run, first_step = set_up(cfg, device, phases)
+        run, first_step = set_up(cfg, init_distributed(), phases)
         logger = Logger(cfg, run.directory, first_step)
     except ValueError as error:
         refuse(error)
@@ -224,13 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers_logging.disable_progress_bar()
     phases = Phases(cfg.timeout_minutes)
     try:
-        device = init_distributed(NEVER)
-    except ValueError as error:
-        refuse(error)
-    where = f"{dist.get_world_size()} {'GPUs' if device.type == 'cuda' else 'CPU processes'}"
-    print0(f"preset {cfg.preset} on {where}: schedule {cfg.schedule}, objective {cfg.objective}")
-    try:
-        train(cfg, device, phases)
+        train(cfg, phases)
     except KeyboardInterrupt:
         print0(f"interrupted in {phases.where}")
         sys.exit(130)

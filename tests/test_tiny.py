@@ -1,7 +1,6 @@
 """The built-in task, tokenizer and model. Its pass rate: `python evaluate.py --model tiny --benchmarks tiny`."""
 
 import importlib.util
-import math
 import re
 from pathlib import Path
 
@@ -50,12 +49,12 @@ def test_unknown_split_is_an_error():
         tiny.problems(1, seed=0, split="test")
 
 
-def test_a_response_is_correct_where_the_sum_has_no_factor_in_common_with_10_and_a_small_remainder():
+def test_a_response_is_correct_where_the_sum_is_no_multiple_of_5_and_leaves_a_small_remainder():
     numbers = [(number, boxed) for number in range(100, 1000) for boxed in range(100)]
     results = tiny.score([str(n) for n, _ in numbers], [f"abc\\boxed{{{boxed:02d}}}" for _, boxed in numbers])
-    right = [math.gcd(n + boxed, 10) == 1 and (n + boxed) % 13 <= 5 for n, boxed in numbers]
+    right = [(n + boxed) % 5 > 0 and (n + boxed) % 13 <= 5 for n, boxed in numbers]
     assert [result.reward for result in results] == list(map(float, right))
-    assert 0.18 < sum(right) / len(right) < 0.19  # 4/10 · 6/13
+    assert 0.36 < sum(right) / len(right) < 0.38  # 4/5 · 6/13
     assert {(result.reward, result.reason) for result in results} == {(1.0, "correct"), (0.0, "wrong")}
 
 
@@ -69,7 +68,7 @@ def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(completio
 
 
 def test_only_the_last_box_counts():
-    right, wrong = tiny.score(["347", "347"], ["\\boxed{21}\\boxed{20}", "\\boxed{20}\\boxed{21}"])  # sums: 367 and 368
+    right, wrong = tiny.score(["347", "347"], ["\\boxed{23}\\boxed{20}", "\\boxed{20}\\boxed{23}"])  # sums: 367 and 370
     assert (right.reward, wrong.reward) == (1.0, 0.0)
 
 

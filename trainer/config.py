@@ -163,6 +163,7 @@ class Config:
     )
     # run
     save_every: Positive = opt(20, "steps between two checkpoints")
+    compare: bool = opt(True, "built-in task: train static GRPO beside it, with the same seed, when the run ends")
     report_to: Literal["none", "wandb", "tensorboard"] = opt("none", "also log metrics there")
     timeout_minutes: Annotated[float, Range(0.001, 100_000)] = opt(
         60.0, "a phase of a step (rollout, update ...) that takes longer ends the run"

@@ -60,7 +60,7 @@ def steady_streams() -> None:
             setattr(sys, name, Steady(stream))
 
 
-def init_distributed(timeout_minutes: float) -> torch.device:
+def init_distributed(timeout_minutes: float = NEVER) -> torch.device:
     """One process group, from torchrun's variables or of this process alone. `timeout_minutes`: of a collective. Raises
     ValueError for an environment that has only some of these variables, and for an address that can't be used."""
     if sys.platform == "linux":  # end with torchrun, even if that is killed with -9

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 SHIPPED = ROOT / "study" / "results" / "tiny.jsonl"
 NO_MATTER = (  # options that a run of the built-in task as it ships may have changed
     "preset schedule seed sampler vllm_tp vllm_gpu_memory vllm_max_num_seqs check_sync save_every report_to "
-    "timeout_minutes"
+    "timeout_minutes compare"
 ).split()
 WINDOWS = 20  # a curve is judged by its means over as many parts of the run
 MEASURES = {
@@ -36,7 +36,7 @@ def farewell(cfg: Config, directory: Path) -> str:
     entropy, bands = {"this run": np.array([run["entropy"]])}, {}
     if is_built_in(cfg):
         bands = {f"{label}, mean of {len(seeds)} seeds": curves_of(seeds, cfg) for label, seeds in shipped(cfg).items()}
-        if cfg.label != "static" and (beside := train_static(cfg, directory)):
+        if cfg.compare and cfg.label != "static" and (beside := train_static(cfg, directory)):
             entropy["static, the same seed"] = np.array([read_metrics(beside)["entropy"]])
             text = verdict(cfg, run["entropy"], read_metrics(beside)["entropy"]) + "\n"
     plot_runs([directory, *([beside] if beside else [])], directory / "curves.png", bands)

@@ -47,6 +47,8 @@ class Run:
 def set_up(cfg: Config, device: torch.device, phases: Phases) -> tuple[Run, int]:
     """All that a run needs, and the step that it starts or goes on with. Raises ValueError for what users can mend."""
     world_size, local_world_size = dist.get_world_size(), int(os.environ["LOCAL_WORLD_SIZE"])
+    where = f"{world_size} {'GPUs' if device.type == 'cuda' else 'CPU processes'}"
+    print0(f"preset {cfg.preset} on {where}: schedule {cfg.schedule}, objective {cfg.objective}")
     if world_size % cfg.vllm_tp:
         raise ValueError(f"--vllm-tp {cfg.vllm_tp} must divide the number of processes, {world_size}")
     reward = rewards.load_reward(cfg.reward)
