@@ -63,12 +63,12 @@ def micro_batches(rollouts: Rollouts, chosen: torch.Tensor, max_tokens: int, dev
     `inputs` is a MicroBatch. `tokens`, int64 [n], are the numbers of its tokens among the N of the rollout batch.
     `is_real`, bool [n], is False for the tokens of a FILLER. Every rank gets the same number of micro-batches."""
     lengths, chosen = rollouts.total_lengths, chosen.tolist()
-    first = rollouts.lengths.cumsum(0) - rollouts.lengths  # the number of each response's first token
+    end = rollouts.lengths.cumsum(0).tolist()
     shortest = min(range(len(lengths)), key=lengths.__getitem__)
     for shares in plan_micro_batches([lengths[i] for i in chosen], dist.get_world_size(), max_tokens):
         mine = [chosen[i] if i != FILLER else FILLER for i in shares[dist.get_rank()]]
         numbers = [i if i != FILLER else shortest for i in mine]
-        tokens = torch.cat([first[i] + torch.arange(rollouts.lengths[i]) for i in numbers])
+        tokens = torch.cat([torch.arange(end[i] - len(rollouts.responses[i]), end[i]) for i in numbers])
         is_real = torch.cat([torch.full((len(rollouts.responses[n]),), i != FILLER) for i, n in zip(mine, numbers)])
         inputs = collate([rollouts.prompts[i] for i in numbers], [rollouts.responses[i] for i in numbers])
         yield inputs.to(device), tokens.to(device), is_real.to(device)

@@ -3,6 +3,7 @@
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,12 +39,12 @@ class Rollouts:
     rewards: torch.Tensor  # float32 [R]
     in_loss: torch.Tensor  # bool [R], False: left out of the loss, see --mask-truncated
 
-    @property
+    @cached_property
     def lengths(self) -> torch.Tensor:
         """[R] int64, tokens of each response."""
         return torch.tensor([len(response) for response in self.responses])
 
-    @property
+    @cached_property
     def total_lengths(self) -> list[int]:
         """Tokens of each response and its prompt."""
         return [len(prompt) + len(response) for prompt, response in zip(self.prompts, self.responses)]
