@@ -1,17 +1,17 @@
 r"""A task and a model small enough to watch entropy control work on a laptop: no network, no file, no GPU.
 
-The task in one sentence: given a number of three digits, write any eight characters and then a box with two digits,
-such that the sum of both numbers is no multiple of 5 and leaves a remainder below 6 when it is divided by 13. To `347`
-the response `!"a(#!xy\boxed{20}` is correct, because of 367 = 28 · 13 + 3. About 37 of the 100 possible boxes are
-correct for each number, and the eight characters are free. That the sum is no multiple of 5 is soon learned, and lifts
-the share of correct responses from .37 to .46 at most. The remainders are too hard for this model in one run.
+The task in one sentence: given a number of three digits, write any eight characters and then a box with two digits, a
+number from 30 on, such that the sum of both numbers leaves a remainder below 3 when it is divided by 7. To `347` the
+response `!"a(#!xy\boxed{53}` is correct, because of 400 = 57 · 7 + 1. 30 of the 100 possible boxes are correct for each
+number, and the eight characters are free. That small boxes are wrong is soon learned, which lifts the share of correct
+responses from .30 to .43. The remainders are too hard for this model in one run.
 
 So a response is like a real solution in two ways: there are many correct ones, and most tokens do not decide whether it
 is correct. Nothing rewards a policy for being certain about them. What its entropy does is made by the update: by the
 noise of sampling, and by what the clip thresholds let through. That is why this task shows what the schedules do. A
 free token that was sampled is multiplied by up to 1 + ε_high with the share R of correct responses, and by down to
-1 − ε_low with the share 1 − R. So rare tokens gain where R ln(1 + ε_high) + (1 − R) ln(1 − ε_low) > 0. R is .37 to .46
-here: that is below 0 for GRPO, whose zero is at R = .55, and above 0 for U (.36), if every token moves all the way.
+1 − ε_low with the share 1 − R. So rare tokens gain where R ln(1 + ε_high) + (1 − R) ln(1 − ε_low) > 0, if every token
+moves all the way. The zero is at R = .55 for GRPO and at .36 for U, and R is about .4 here for most of a run.
 
 The model starts as an imitation of Zipf's law: a few characters, which depend on the prompt, take most probability.
 """
@@ -34,7 +34,7 @@ from rewards import Result
 
 BOX = "\\boxed{"
 DIGITS = "0123456789"
-DIVISOR, MODULUS, REMAINDERS = 5, 13, range(6)
+LEAST, MODULUS, REMAINDERS = 30, 7, range(3)
 CHARACTERS = "".join(chr(code) for code in range(33, 127) if chr(code) not in DIGITS + "\\{}")  # of the free part: 81
 FREE, BOXED = 8, 2  # characters before the box and in it
 EXPONENT = 2.5  # of Zipf's law for the free characters; all digits are equally frequent in the box
@@ -57,14 +57,13 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
 
 
 def score(golds: list, completions: list) -> list[Result]:
-    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number plus the gold is no multiple of
-    DIVISOR and leaves one of REMAINDERS modulo MODULUS, and 0 for every other. The same completion always gets the same
-    reward."""
+    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number is at least LEAST, and leaves one of
+    REMAINDERS modulo MODULUS with the gold added; 0 for every other. The same completion always gets the same reward."""
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
-        total = int(gold) + int(box[1]) if box else 0  # 0 is a multiple
-        correct = total % DIVISOR > 0 and total % MODULUS in REMAINDERS
+        number = int(box[1]) if box else -1
+        correct = number >= LEAST and (int(gold) + number) % MODULUS in REMAINDERS
         results.append(Result(float(correct), "correct" if correct else "wrong" if box else "no_box", box and box[1]))
     return results
 

@@ -49,12 +49,12 @@ def test_unknown_split_is_an_error():
         tiny.problems(1, seed=0, split="test")
 
 
-def test_a_response_is_correct_where_the_sum_is_no_multiple_of_5_and_leaves_a_small_remainder():
+def test_a_response_is_correct_where_the_box_is_large_and_the_sum_leaves_a_small_remainder():
     numbers = [(number, boxed) for number in range(100, 1000) for boxed in range(100)]
     results = tiny.score([str(n) for n, _ in numbers], [f"abc\\boxed{{{boxed:02d}}}" for _, boxed in numbers])
-    right = [(n + boxed) % 5 > 0 and (n + boxed) % 13 <= 5 for n, boxed in numbers]
+    right = [boxed >= 30 and (n + boxed) % 7 <= 2 for n, boxed in numbers]
     assert [result.reward for result in results] == list(map(float, right))
-    assert 0.36 < sum(right) / len(right) < 0.38  # 4/5 · 6/13
+    assert sum(right) / len(right) == pytest.approx(0.3, abs=1e-3)  # 7/10 · 3/7
     assert {(result.reward, result.reason) for result in results} == {(1.0, "correct"), (0.0, "wrong")}
 
 
@@ -68,7 +68,7 @@ def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(completio
 
 
 def test_only_the_last_box_counts():
-    right, wrong = tiny.score(["347", "347"], ["\\boxed{23}\\boxed{20}", "\\boxed{20}\\boxed{23}"])  # sums: 367 and 370
+    right, wrong = tiny.score(["347", "347"], ["\\boxed{56}\\boxed{53}", "\\boxed{53}\\boxed{56}"])  # sums: 400 and 403
     assert (right.reward, wrong.reward) == (1.0, 0.0)
 
 
