@@ -57,8 +57,8 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
 
 
 def score(golds: list, completions: list) -> list[Result]:
-    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number is at least LEAST, and leaves one of
-    REMAINDERS modulo MODULUS with the gold added; 0 for every other. The same completion always gets the same reward."""
+    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number is at least LEAST and, added to
+    the gold, leaves one of REMAINDERS modulo MODULUS; 0 for every other. Equal completions get equal rewards."""
     results = []
     for gold, completion in zip(golds, completions, strict=True):
         box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
