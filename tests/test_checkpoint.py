@@ -229,21 +229,25 @@ def test_metrics_that_a_full_disk_refused_are_written_later(tmp_path):
     assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [0, 1, 2]
 
 
-@pytest.mark.parametrize("limit, steps", [(300_000, 6), (6_000, None)], ids=["no checkpoint", "no metrics either"])
-def test_a_full_disk_does_not_end_the_run_until_its_last_save(tmp_path, limit, steps):
-    """The limit on a file's size stands in for a full disk. It is too small for a checkpoint or a model, and in the
-    second case for the run's metrics too."""
-    flags = [*FLAGS, "--schedule", "static", "--output", tmp_path / "run"]
-    full = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    done = python("grpo.py", *flags, check=False, **full)
-    assert done.returncode == 1
+def limited(limit: int, *flags):
+    """A run whose files may not be larger: it stands in for a full disk."""
+    limits = dict(preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    return python("grpo.py", *FLAGS, "--schedule", "static", *flags, check=False, **limits)
+
+
+def test_a_full_disk_does_not_end_the_run_until_its_last_save(tmp_path):
+    """The limit is too small for a checkpoint or a model's weights."""
+    done = limited(300_000, "--output", tmp_path / "run")
+    assert done.returncode == 1 and len(metrics(tmp_path / "run")) == 6
     assert done.stderr.count("going on, the one before it is kept") == 3
     assert not list((tmp_path / "run/checkpoints").glob("*"))
-    if steps is None:
-        assert "metrics.jsonl can't be written" in done.stderr and 0 < len(metrics(tmp_path / "run")) < 6
-    else:
-        assert len(metrics(tmp_path / "run")) == steps
     assert "step-00006 could not be saved" in done.stderr and not (tmp_path / "run/curves.png").exists()
+
+
+def test_a_disk_that_holds_no_tokenizer_is_noticed_before_the_run(tmp_path):
+    done = limited(6_000, "--output", tmp_path / "run")
+    assert done.returncode == 2 and not (tmp_path / "run").exists()
+    assert "it could not be saved (File too large" in done.stderr and "Traceback" not in done.stderr
 
 
 # --------------------------------------------------------------------------------------------------- flags on resume

@@ -119,7 +119,7 @@ def test_thresholds_are_the_schedules(run, name):
     for report, (upper, lower) in zip(reports(trainer), lines):
         assert (report["upper_slope"], report["upper_intercept"]) == upper
         assert (report["lower_slope"], report["lower_intercept"]) == lower
-    assert name != "od" or lines[0] == (U, EPS)
+    assert name != "od" or lines[0] == (EPS, M)
 
 
 @pytest.mark.parametrize("target", [None, "up-down"])

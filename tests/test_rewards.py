@@ -547,7 +547,8 @@ def test_no_answer_keeps_another_from_its_try(tries, monkeypatch):
     golds, completions = fractions(30)
     nested = ["(" * n + "7" + ")" * n for n in range(60, 76)]
     results = score(["1/2"] * 16 + golds, [box(answer) for answer in nested] + completions, workers=2)
-    assert [r.reason for r in results] == ["timeout"] * 16 + ["correct"] * 30
+    assert {r.reason for r in results[:16]} <= {"timeout", "crash"}  # out of time, or of stack just before
+    assert [r.reason for r in results[16:]] == ["correct"] * 30
     assert [pair[0] for pair, _ in tries] == ["1/2"] * 16 + golds
     assert {seconds for _, seconds in tries} == {workers.CPU_SECONDS[0]}
 

@@ -425,9 +425,9 @@ def two_ranks(directory: Path) -> None:
     given."""
     from torch.distributed.device_mesh import init_device_mesh
 
+    from trainer.batching import collate
     from trainer.model import load_model
     from trainer.policy import build_policy
-    from trainer.rollout import collate
 
     dist.init_process_group("gloo")
     rank = dist.get_rank()

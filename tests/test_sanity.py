@@ -78,7 +78,7 @@ def test_runs_are_made_once_and_a_failed_one_is_told(tmp_path, monkeypatch, caps
 
 def test_the_table_says_never():
     rows = sanity.result_table([LINE, LINE | {"seed": 1, "final": 0.5, "learned": None}]).splitlines()
-    assert rows[-1] == "| static | 2 | 0.25 | 0.745 | 0.500 | 40, never | 0.50 |"
+    assert rows[-1] == "| static | 2 | 0.25 | 0.745 ± 3.113 | 0.500 | 40, never | 0.50 |"
 
 
 def test_unknown_method_is_named(capsys):

@@ -152,7 +152,7 @@ def test_files_to_copy():
     root = Path(schedules.__file__).parent
     allowed = {
         "clipping.py": {"torch"},
-        "logprobs.py": {"torch", "typing"},
+        "logprobs.py": {"torch", "typing", "collections.abc", "functools", "itertools"},
         "schedules.py": {"math", "clipping"},
         "methods/base.py": {"math", "dataclasses", "torch", "clipping"},
         "methods/target.py": {"math", "methods.base"},
@@ -163,7 +163,8 @@ def test_files_to_copy():
     del allowed["methods/__init__.py"]  # it lists them all
     for file, names in allowed.items():
         assert imports_of(root / file) <= names, file
-        assert file == "methods/base.py" or len((root / file).read_text().splitlines()) <= 120
+        shared = file in ("methods/base.py", "methods/target.py") or not file.startswith("methods/")
+        assert shared or len((root / file).read_text().splitlines()) <= 60, file
 
 
 def test_imports_run_downwards():

@@ -120,7 +120,7 @@ def test_warm_started_model_writes_the_teachers_form(model_dir):
     prompts = [problem["problem"] for problem in tiny.problems(64, seed=0, split="eval")]
     batch = tokenizer(prompts, padding=True, return_tensors="pt")
     torch.manual_seed(0)
-    out = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=12)[:, batch["input_ids"].shape[1] :]
+    out = model.generate(**batch, do_sample=True, top_k=0, max_new_tokens=14)[:, batch["input_ids"].shape[1] :]
     form = re.compile(r"[^0-9\\{}]{8}\\boxed\{[0-9]{2}\}<eos>")
     responses = [text for text in tokenizer.batch_decode(out) if form.fullmatch(text.replace("<pad>", ""))]
     assert len(responses) > len(out) / 2
