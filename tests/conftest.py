@@ -3,6 +3,17 @@ gpu are skipped then: `pytest -m gpu` runs them, and them alone."""
 
 import os
 
+SLOW = (  # files of whole runs, in processes of their own, and others of a minute and more
+    "checkpoint distributed evaluate grpo integrations_readme integrations_trl logprobs lost memory metrics onestep page "
+    "paper_path policy reproduce rewards rollout sample sanity softmax tiny tokens words"
+).split()
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem.removeprefix("test_") in SLOW:
+            item.add_marker("slow")
+
 
 def pytest_configure(config):  # before any test file imports torch
     if config.option.markexpr != "gpu":
