@@ -4,8 +4,8 @@ gpu are skipped then: `pytest -m gpu` runs them, and them alone."""
 import os
 
 SLOW = (  # files of whole runs, in processes of their own, and others of a minute and more
-    "checkpoint distributed evaluate grpo integrations_readme integrations_trl logprobs lost memory metrics onestep page "
-    "paper_path policy reproduce rewards rollout sample sanity softmax tiny tokens words"
+    "checkpoint distributed evaluate grpo integrations_readme integrations_trl logprobs lost memory metrics onestep "
+    "page paper_path policy reproduce rewards rollout sample sanity softmax tiny tokens words"
 ).split()
 
 
