@@ -25,7 +25,8 @@
 
 A file holds the method's formula, source, constants and departures, and its controller if it has one. It imports torch,
 clipping.py and what this folder shares: base.py (GRPO itself) and target.py (entropy on a curve). To use one in another
-trainer, copy it with these three files.
+trainer, copy it with clipping.py, base.py and, for one on a target, target.py, into a folder methods/ whose __init__.py
+is empty.
 """
 
 from methods.adaptive_bonus import AdaptiveBonus
