@@ -57,8 +57,8 @@ def plot_runs(directories: list[str | Path], out: str | Path, bands: dict[str, n
     entropy.set(title="policy entropy (nats per token)", xlabel="step", ylim=(0, None))
     entropy.legend()
     reward.set(title="reward", ylim=(0, 1))
-    clipped.set(title="share of tokens clipped: above (solid), below (dashed)")
-    thresholds.set(title="threshold ε(p → 0): upper (solid), lower (dashed)", xlabel="step")
+    clipped.set(title="clipped: above (solid), below (dashed)")
+    thresholds.set(title="ε(p → 0): upper (solid), lower (dashed)", xlabel="step")
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.savefig(out, dpi=110)
