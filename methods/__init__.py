@@ -25,8 +25,8 @@
 
 A file holds the method's formula, source, constants and departures, and its controller if it has one. It imports torch,
 clipping.py and what this folder shares: base.py (GRPO itself) and target.py (entropy on a curve). To use one in another
-trainer, copy it with clipping.py, base.py and, for one on a target, target.py, into a folder methods/ whose __init__.py
-is empty.
+trainer, copy it into a folder methods/ whose __init__.py is empty, together with clipping.py beside that folder, and in
+it base.py and, for a method on a target, target.py too.
 """
 
 from methods.adaptive_bonus import AdaptiveBonus

@@ -1,6 +1,7 @@
 """The head's fast paths, which are a GPU's, on the CPU: pytest tests/test_logprobs.py. Its mathematics is tested in
 test_clipping.py. On a GPU: pytest -m gpu tests/test_logprobs.py"""
 
+import os
 import shutil
 
 import pytest
@@ -97,6 +98,9 @@ def test_recomputing_takes_little_more_memory_than_trl():
     assert found["head, ours, p recomputed: peak GiB"] <= 1.3 * found["head, TRL, with entropy: peak GiB"]
 
 
+@pytest.mark.skipif(
+    "ATEN_CPU_CAPABILITY" in os.environ, reason="inductor's code is for the processor's own instructions"
+)
 @pytest.mark.skipif(not has_compiler, reason="torch.compile needs a C++ compiler here")
 def test_compiled_functions_compute_the_same(monkeypatch):
     """About 20 seconds. The last chunk of `token_stats` is shorter, so that its function is compiled twice."""
