@@ -35,8 +35,8 @@ class Alarms:
             )
         if most["share"] > 1 / 3 and most["times"] >= ENOUGH:
             found["one token"] = (
-                f"one token, {most['token']}, is {most['share']:.0%} of all that is clipped, as may be in a task of few "
-                "different ones; a format tag would point to a bug: python -m trainer.plots RUN --tokens shows them"
+                f"one token, {most['token']}, is {most['share']:.0%} of all that is clipped, as may be in a task of "
+                "few different ones; a format tag would point to a bug: python -m trainer.plots RUN --tokens shows them"
             )
         if truncated > 0.2:
             found["truncated"] = (
