@@ -1,17 +1,17 @@
-r"""Evaluate models on math benchmarks: avg@n, pass@k and majority@n with confidence intervals, every completion kept.
+r"""Evaluate models on math benchmarks: avg@n, pass@k and majority@n with confidence intervals, every response kept.
 
     python evaluate.py --model Qwen/Qwen2.5-Math-7B RUN/model --benchmarks aime24,aime25 --output runs/aime
     torchrun --nproc_per_node 8 evaluate.py --model ...        # the same, with the questions split over 8 GPUs
     python evaluate.py --rescore --output runs/aime           # after a change of rewards.py: generates nothing
 
-avg@n      the mean reward of a question's n completions, and of that the mean over questions
+avg@n      the mean reward of a question's n responses, and of that the mean over questions
 pass@k     the chance that k of them, drawn without replacement, hold a correct one (unbiased: arXiv 2107.03374)
 maj@n      the most frequent answer is correct; each of t answers that tie counts 1/t. Answers are the same if their
-           normalised texts are. A completion without an answer has no vote
-no box     share of completions without a closed box; cut off: share that reached the length limit; tokens: mean length
+           normalised texts are. A response without an answer has no vote
+no box     share of responses without a closed box; cut off: share that reached the length limit; tokens: mean length
 [a, b]     95%: percentile bootstrap over questions; for two models over the questions' differences
 
-In --output: samples.jsonl (the settings, then a line per question with all its completions and verdicts), results.json
+In --output: samples.jsonl (the settings, then a line per question with all its responses and verdicts), results.json
 and passk.png. An interrupted run goes on where it was when it is started again, and ends with the samples that it would
 have had (on the same number of ranks). Sampling follows arXiv 2602.09782.
 """
@@ -53,7 +53,7 @@ BENCHMARKS = {  # hub id, split; the paper does not say which AMC it used
     "gsm8k": ("openai/gsm8k:main", "test"),  # 1319
     "olympiad": ("math-ai/olympiadbench", "test"),  # 675
 }
-ROWS = 1024  # completions that a rank makes between two writes
+ROWS = 1024  # responses that a rank makes between two writes
 MAX_NEW_TOKENS = 4096  # by default, where the models' contexts have room for them
 
 
@@ -114,11 +114,9 @@ def summarize(rows: list[dict], sampling: dict) -> dict:
     """The statistics of one model on one benchmark, from its lines of samples.jsonl and the sampling in its
     settings."""
     rows = sorted(rows, key=lambda row: row["question"])
-    completions = [c for row in rows for c in row["completions"]]
-    shares = {
-        reason: count / len(completions) for reason, count in Counter(c["reason"] for c in completions).most_common()
-    }
-    right = [[c["reward"] == 1 for c in row["completions"]] for row in rows]
+    responses = [r for row in rows for r in row["responses"]]
+    shares = {reason: count / len(responses) for reason, count in Counter(r["reason"] for r in responses).most_common()}
+    right = [[r["reward"] == 1 for r in row["responses"]] for row in rows]
     stats = {
         "questions": len(rows),
         "samples": len(right[0]),
@@ -126,10 +124,10 @@ def summarize(rows: list[dict], sampling: dict) -> dict:
         "data": data_hash(rows),
         "reasons": shares,
         "no_box": shares.get("no_box", 0.0) + shares.get("unclosed", 0.0),
-        "truncated": sum(not c["finished"] for c in completions) / len(completions),
-        "tokens": sum(c["tokens"] for c in completions) / len(completions),
+        "truncated": sum(not r["finished"] for r in responses) / len(responses),
+        "tokens": sum(r["tokens"] for r in responses) / len(responses),
         "correct": [sum(one) for one in right],
-        "majority": [majority([c["answer"] for c in row["completions"]], one) for row, one in zip(rows, right)],
+        "majority": [majority([r["answer"] for r in row["responses"]], one) for row, one in zip(rows, right)],
     }
     values = per_question(stats)
     return stats | {"metrics": dict(zip(values, bootstrap(np.stack(list(values.values())))))}
@@ -221,32 +219,32 @@ def summarize_samples(path: Path) -> dict[str, dict]:
     lines, groups = read_samples(path), {}
     settings = next(lines, None)
     for row in lines:
-        row["completions"] = [
-            {key: c[key] for key in c if key != "text"} for c in row["completions"]
+        row["responses"] = [
+            {key: r[key] for key in r if key != "text"} for r in row["responses"]
         ]  # texts may be gigabytes
         groups.setdefault(row["model"], {}).setdefault(row["benchmark"], []).append(row)
     if not groups:
-        raise ValueError(f"{path} holds no completions: evaluate a --model into it first")
+        raise ValueError(f"{path} holds no responses: evaluate a --model into it first")
     return {
         model: {name: summarize(rows, settings["sampling"]) for name, rows in groups[model].items()} for model in groups
     }
 
 
 def score(rows: list[dict]) -> list[dict]:
-    """The rows with the "reward", "reason" and "answer" of each completion: from the built-in task's own verifier for
+    """The rows with the "reward", "reason" and "answer" of each response: from the built-in task's own verifier for
     the benchmark "tiny", and from rewards.py for all others."""
     scored = []
     for is_tiny, group in groupby(rows, lambda row: row["benchmark"] == "tiny"):
         group = list(group)
-        golds = [row["answer"] for row in group for _ in row["completions"]]
-        texts = [c["text"] for row in group for c in row["completions"]]
+        golds = [row["answer"] for row in group for _ in row["responses"]]
+        texts = [r["text"] for row in group for r in row["responses"]]
         results = iter(tiny.score(golds, texts) if is_tiny else rewards.score(golds, texts))
-        scored += [row | {"completions": [c | next(results)._asdict() for c in row["completions"]]} for row in group]
+        scored += [row | {"responses": [r | next(results)._asdict() for r in row["responses"]]} for row in group]
     return scored
 
 
 def rescore(path: Path) -> None:
-    """Give every completion in samples.jsonl the verdict that rewards.py gives it now."""
+    """Give every response in samples.jsonl the verdict that rewards.py gives it now."""
     lines, scratch = read_samples(path), path.with_suffix(".tmp")
     with open(scratch, "w") as file:
         file.write(json.dumps(next(lines, None)) + "\n")
@@ -344,7 +342,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
             f"--max-new-tokens {context - shortest} at most"
         )
     if longest + limit > context:
-        print0(f"the longest prompt has {longest} tokens: a completion ends with the context of {context}, too")
+        print0(f"the longest prompt has {longest} tokens: a response ends with the context of {context}, too")
     settings = {
         "models": {model: fingerprint(directory) for model, (directory, _, _) in opened.items()},
         "benchmarks": {name: data_hash(rows) for name, rows in benchmarks.items()},
@@ -353,7 +351,7 @@ def prepare(args: argparse.Namespace) -> tuple[dict[str, list[dict]], set[tuple]
     }
     done = open_samples(Path(args.output, "samples.jsonl"), settings)
     print(
-        f"{sum(map(len, asked.values()))} questions × {args.samples} completions of at most "
+        f"{sum(map(len, asked.values()))} questions × {args.samples} responses of at most "
         f"{sampling.max_new_tokens} tokens, "
         f"{len(done)} questions done before",
         flush=True,
@@ -404,13 +402,13 @@ def generate(
                     [
                         row
                         | {
-                            "completions": [
+                            "responses": [
                                 {
-                                    "text": tokenizer.decode(c.token_ids, skip_special_tokens=True),
-                                    "tokens": len(c.token_ids),
-                                    "finished": c.finished,
+                                    "text": tokenizer.decode(r.token_ids, skip_special_tokens=True),
+                                    "tokens": len(r.token_ids),
+                                    "finished": r.finished,
                                 }
-                                for c in group
+                                for r in group
                             ]
                         }
                         for row, group in zip(mine, groups, strict=True)
@@ -431,17 +429,17 @@ def main(argv: list[str] | None = None) -> None:
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", nargs="+", help="directories or hub ids of models, or tiny: the built-in one")
-    what.add_argument("--rescore", action="store_true", help="score the completions in --output again")
+    what.add_argument("--rescore", action="store_true", help="score the responses in --output again")
     parser.add_argument(
         "--benchmarks",
         default=",".join(BENCHMARKS),
         help="names with commas between them: these, tiny, or NAME=PATH, a local file",
     )
-    parser.add_argument("--samples", type=int, default=32, help="n, completions of each question")
+    parser.add_argument("--samples", type=int, default=32, help="n, responses of each question")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        help=f"longer completions are cut off; none: {MAX_NEW_TOKENS}, or what a shorter context leaves",
+        help=f"longer responses are cut off; none: {MAX_NEW_TOKENS}, or what a shorter context leaves",
     )
     parser.add_argument("--temperature", type=float, default=0.7, help="0: greedy")
     parser.add_argument("--top-p", type=float, default=0.8, help="1: off")

@@ -1,4 +1,4 @@
-"""Rollouts: from prompts to completions with each sampled token's log-probability, by vLLM or by transformers alone.
+"""Rollouts: from prompts to responses with each sampled token's log-probability, by vLLM or by transformers alone.
 
 Each rank has a sampler of its own (with --vllm-tp, neighbouring ranks share one), and hands it the trainer's new
 weights with `sync`. Samplers keep no random state: a rollout is a function of the weights, the prompts and the `seed`
@@ -39,7 +39,7 @@ class Sampling:
             raise ValueError(f"{self}: give max_new_tokens >= 1, a finite temperature >= 0, 0 < top_p <= 1, top_k >= 0")
 
 
-class Completion(NamedTuple):
+class Response(NamedTuple):
     token_ids: list[int]  # EOS included when the model wrote it
     logps: list[float]  # ln of each token's probability under the sampler: after temperature, top-k and top-p
     finished: bool  # False: cut off at max_new_tokens, or at the sampler's max_len
@@ -64,8 +64,8 @@ class Sampler:
         self.eos, self.max_len = eos, max_len
         self.ready = True  # False: no weights, or broken ones
 
-    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Completion]]:
-        """`n` completions for each prompt (token ids), the same for the same arguments and weights; the caller's random
+    def generate(self, prompts: list[list[int]], n: int, sampling: Sampling, seed: int) -> list[list[Response]]:
+        """`n` responses for each prompt (token ids), the same for the same arguments and weights; the caller's random
         state stays as it is. A row of max_len tokens is cut off there. ValueError: a prompt is empty or leaves no room
         for a token. RuntimeError: asleep, or a sync failed."""
         if not self.ready:
@@ -142,7 +142,7 @@ class VllmSampler(Sampler):
         params = SamplingParams(n=n, **how, **until, detokenize=False, logprobs=0, flat_logprobs=True)
         with seeded(seed, self.device):
             requests = self.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], params, use_tqdm=False)
-        completed = lambda o: Completion(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
+        completed = lambda o: Response(list(o.token_ids), list(o.logprobs.logprobs), o.token_ids[-1] in self.eos)
         return [[completed(output) for output in request.outputs] for request in requests]
 
     def _load(self, named_tensors):
@@ -188,7 +188,7 @@ class HFSampler(Sampler):
         return [done[i : i + n] for i in range(0, len(done), n)]
 
     @torch.inference_mode()
-    def _decode(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Completion]:
+    def _decode(self, prompts: list[list[int]], sampling: Sampling, generator: torch.Generator) -> list[Response]:
         limits = torch.tensor([min(sampling.max_new_tokens, self.max_len - len(p)) for p in prompts])  # [n]
         n, width, steps, limits = len(prompts), max(map(len, prompts)), int(limits.max()), limits.to(self.device)
         eos = torch.tensor(self.eos, device=self.device)
@@ -219,7 +219,7 @@ class HFSampler(Sampler):
         ended = torch.isin(tokens, eos) & (torch.arange(steps, device=self.device) < limits[:, None])
         lengths = torch.where(ended.any(1), ended.int().argmax(1) + 1, limits)  # what follows means nothing
         done = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), ended.any(1).tolist())
-        return [Completion(ids[:length], logp[:length], finished) for ids, logp, length, finished in done]
+        return [Response(ids[:length], logp[:length], finished) for ids, logp, length, finished in done]
 
     def sleep(self):
         if self.device.type == "cuda":
@@ -291,7 +291,7 @@ def make_sampler(kind, model_dir, *, device, dtype, max_len, seed, tp=1, gpu_mem
     """A sampler for the causal language model in `model_dir` (or of that hub id), with the weights it has there.
 
     kind: "vllm", "transformers", or "auto": vLLM where it can be imported. Says on rank 0 which one it is, and why.
-    max_len: of prompt and response together. seed: of vLLM's engine; completions depend on `generate`'s alone. tp:
+    max_len: of prompt and response together. seed: of vLLM's engine; responses depend on `generate`'s alone. tp:
     neighbouring ranks that hold one vLLM engine together and must be given the same prompts and seeds. gpu_memory:
     vLLM's share of each GPU's memory, which must be free now. max_num_seqs: sequences that are decoded at once.
     """

@@ -10,7 +10,7 @@ from methods.target import TargetMethod
 
 class AdaptiveBonus(TargetMethod):
     """J + c · mean H. After each step c ← max(0, c ± 0.005), up where H is below the target. The bonus is applied only
-    while H is at or below the target."""
+    while H is at or below the target. Departure: here the target may move, in the paper it is a constant."""
 
     needs_entropy = True
     step_size = 0.005

@@ -8,7 +8,7 @@ from methods.base import Method, covariance, top_share
 
 class KLCov(Method):
     """−r Â, *not* clipped, plus β |ln p − ln p_old| on the share 2e-3 (7B; 2e-4 for 32B) of the tokens with the largest
-    cov, see `base.covariance`. β = 1."""
+    cov, see `base.covariance`, which also states a departure. β = 1."""
 
     uses_thresholds = False
     share, beta = 2e-3, 1.0

@@ -4,7 +4,8 @@ from methods.base import Method, top_share
 
 
 class TopEntropy(Method):
-    """Only the fifth of the tokens with the highest entropy is trained."""
+    """Only the fifth of the tokens with the highest entropy is trained. Departure: they are chosen once per rollout
+    batch, by π_old; TRL chooses in each micro-batch, by the current policy."""
 
     def weights(self, tokens, generator):
         return top_share(tokens.entropy, tokens.in_loss, 0.2).to(tokens.logp.dtype)

@@ -46,7 +46,6 @@ COLORS = {
     "E3": "#E69F00",
     "E4": "#56B4E9",
     "E1,E2,E3,E4": "black",
-    "track id": "#D55E00",
 }
 
 
@@ -379,8 +378,8 @@ def draw_words(studies: dict[str, Runs], out: Path) -> None:
     figure, (axes,) = grid(1, 4)
     titles = {"entropy": "entropy (nats)", "correct": "share of correct responses", "clip_frac_high": "clipped above"}
     for axis, (key, title) in zip(axes, (titles | {"clip_frac_low": "clipped below"}).items()):
-        panel(axis, studies["words"], ["static", "id", "od", "track id"], key, title, ylim=(0, None))
-    for line in studies["words"]["track id"]:
+        panel(axis, studies["words"], ["static", "id", "od", "track"], key, title, ylim=(0, None))
+    for line in studies["words"]["track"]:
         curves = line["curves"]
         axes[0].plot(curves["step"], curves["target"], color="black", linestyle="--", label="its target")
     axes[0].legend(fontsize=8)

@@ -217,9 +217,9 @@ def check_parts(device: torch.device, mesh, path: str, shape: str) -> dict:
     return found
 
 
-def parity(golds: list, completions: list[str]) -> list[Result]:
+def parity(golds: list, responses: list[str]) -> list[Result]:
     """A reward that tells a random model's responses apart."""
-    return [Result(float(len(c) % 2), "odd" if len(c) % 2 else "even", None) for c in completions]
+    return [Result(float(len(c) % 2), "odd" if len(c) % 2 else "even", None) for c in responses]
 
 
 def check_steps(path: str, scratch: Path, shape: str, sampler: str, steps: int = 5) -> dict:

@@ -27,8 +27,7 @@ import torch
 from tqdm import tqdm
 
 from clipping import REGIONS
-from methods import METHODS as OBJECTIVES
-from methods import ON_TARGET
+from methods import METHODS, ON_TARGET
 from schedules import SCHEDULES
 from study import figures, softmax
 from trainer.logger import read_lines
@@ -61,16 +60,16 @@ WORDS = (
 )
 
 # {label: flags} of every method; those that take a target are all given the same one
-METHODS = {name: f"--schedule {name}" for name in SCHEDULES}
-METHODS |= {name: f"--objective {name} --target up-down" for name in ON_TARGET}
-METHODS |= {name: f"--objective {name}" for name in OBJECTIVES if name not in (*ON_TARGET, "grpo")}
+FLAGS = {name: f"--schedule {name}" for name in SCHEDULES}
+FLAGS |= {name: f"--objective {name} --target up-down" for name in ON_TARGET}
+FLAGS |= {name: f"--objective {name}" for name in METHODS if name not in (*ON_TARGET, "grpo")}
 
 EXPERIMENTS = {  # {experiment: {label: command}}
     # every method on the linear policy: at a learning rate where static GRPO collapses, and at a third of it
-    "linear": {label: f"{LINEAR} {flags}" for label, flags in METHODS.items()},
-    "linear-slow": {label: f"{LINEAR} --lr 0.003 {flags}" for label, flags in METHODS.items()},
+    "linear": {label: f"{LINEAR} {flags}" for label, flags in FLAGS.items()},
+    "linear-slow": {label: f"{LINEAR} --lr 0.003 {flags}" for label, flags in FLAGS.items()},
     # and on the built-in task
-    "tiny": {label: f"{TINY} {flags}" for label, flags in METHODS.items()},
+    "tiny": {label: f"{TINY} {flags}" for label, flags in FLAGS.items()},
     # the paper's controlled experiment: the tokens of one region only
     "regions-linear": {r: f"study.softmax --policy linear --total-steps 60 --train-regions {r}" for r in REGION_SETS},
     # the linear policy without noise in its rewards
@@ -88,7 +87,7 @@ EXPERIMENTS = {  # {experiment: {label: command}}
         "static": f"{WORDS} --schedule static",
         "id": f"{WORDS} --schedule id",
         "od": f"{WORDS} --schedule od --od-ratio 0.2",
-        "track id": f"{WORDS} --schedule static --objective track --target up-down",
+        "track": f"{WORDS} --schedule static --objective track --target up-down",
     },
 }
 ONE_SEED = ("words",)  # made only if asked for

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from sample import HFSampler, Sampling
-from study.reproduce import METHODS, TINY, python
+from study.reproduce import FLAGS, TINY, python
 from study.tables import interval, table
 from tasks import tiny
 from trainer.config import parse_config
@@ -52,7 +52,7 @@ def solved_sometimes(problems: list[dict], shares: Iterable[float], n: int) -> l
 
 
 def command(label: str, data: Path, steps: int) -> str:
-    return f"{TINY} --data {data} --reward tasks.tiny:score --total-steps {steps} {METHODS[label]}"
+    return f"{TINY} --data {data} --reward tasks.tiny:score --total-steps {steps} {FLAGS[label]}"
 
 
 def make_run(label: str, seed: int, command: str, problems: list[dict]) -> dict:
@@ -69,9 +69,9 @@ def make_run(label: str, seed: int, command: str, problems: list[dict]) -> dict:
 
 
 def result_table(lines: list[dict]) -> str:
-    """A row for each method, in the order of METHODS."""
+    """A row for each method, in the order of FLAGS."""
     rows = []
-    for label in METHODS:
+    for label in FLAGS:
         if runs := [line for line in lines if line["label"] == label]:
             final = [run["final"] for run in runs]
             steps = ", ".join("never" if run["learned"] is None else str(run["learned"]) for run in runs)
@@ -85,7 +85,7 @@ def result_table(lines: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> None:
     cfg, raw = parse_config(["--preset", "tiny"]), argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="sanity", description=__doc__, formatter_class=raw)
-    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--only", nargs="+", choices=FLAGS, default=list(FLAGS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=cfg.total_steps, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default="study/results", help="default: %(default)s")

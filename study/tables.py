@@ -11,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from methods import METHODS as OBJECTIVES
-from methods import ON_TARGET
+from methods import METHODS, ON_TARGET
 from schedules import SCHEDULES
 from trainer.logger import read_lines
 
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
 
-METHODS = [*SCHEDULES, *ON_TARGET, *(name for name in OBJECTIVES if name not in ("grpo", *ON_TARGET))]  # tables' order
+LABELS = [*SCHEDULES, *ON_TARGET, *(name for name in METHODS if name not in ("grpo", *ON_TARGET))]  # tables' order
 BENCHES = {  # the experiments that have every method, and what they are called
     "linear": "linear policy, high learning rate",
     "linear-slow": "linear policy, a third of it",
@@ -192,7 +191,7 @@ def name_of(label: str) -> str:
 
 
 def ordered(runs: Runs) -> list[str]:
-    return sorted(runs, key=METHODS.index)
+    return sorted(runs, key=LABELS.index)
 
 
 # --------------------------------------------------------------------------------------------------------- the tables
@@ -259,7 +258,7 @@ def comparisons(runs: Runs, controls: dict[str, str]) -> str:
 
 def sources_table(studies: dict[str, Runs]) -> str:
     rows = []
-    for label in METHODS:
+    for label in LABELS:
         if not any(label in runs for runs in studies.values()):
             continue
         name, source = SOURCES.get(label, (label, ""))

@@ -56,12 +56,12 @@ def problems(n: int, seed: int, split: str = "train") -> list[dict]:
     return [{"problem": number, "answer": number} for number in chosen]
 
 
-def score(golds: list, completions: list) -> list[Result]:
-    r"""Reward 1 for every completion that ends in \boxed{ab}, two digits whose number is at least LEAST and, added to
-    the gold, leaves one of REMAINDERS modulo MODULUS; 0 for every other. Equal completions get equal rewards."""
+def score(golds: list, responses: list) -> list[Result]:
+    r"""Reward 1 for every response that ends in \boxed{ab}, two digits whose number is at least LEAST and, added to
+    the gold, leaves one of REMAINDERS modulo MODULUS; 0 for every other. Equal responses get equal rewards."""
     results = []
-    for gold, completion in zip(golds, completions, strict=True):
-        box = re.search(r"\\boxed\{([0-9]{2})\}\Z", completion)
+    for gold, response in zip(golds, responses, strict=True):
+        box = re.search(r"\\boxed\{([0-9]{2})\}\Z", response)
         number = int(box[1]) if box else -1
         correct = number >= LEAST and (int(gold) + number) % MODULUS in REMAINDERS
         results.append(Result(float(correct), "correct" if correct else "wrong" if box else "no_box", box and box[1]))

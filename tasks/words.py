@@ -24,9 +24,9 @@ from rewards import Result
 KINDS = ("word", "noun", "verb", "name", "adjective")
 
 
-def score(golds: list, completions: list) -> list[Result]:
+def score(golds: list, responses: list) -> list[Result]:
     """Reward 1 for a right response, for --reward tasks.words:score. A gold is the letter."""
-    words = [re.match(r'([A-Za-z]{3,})[".,]', completion) for completion in completions]
+    words = [re.match(r'([A-Za-z]{3,})[".,]', response) for response in responses]
     answers = [word[1].lower() if word else None for word in words]
     right = [answer is not None and answer[0] == gold for gold, answer in zip(golds, answers, strict=True)]
     return [Result(float(ok), "correct" if ok else "wrong", answer) for ok, answer in zip(right, answers)]

@@ -24,7 +24,7 @@ from tasks import tiny
 
 calls = 0
 
-def score(golds, completions):
+def score(golds, responses):
     global calls
     calls += 1
     step, rank, action = os.environ.get("SABOTAGE", "0 0 none").split()
@@ -34,7 +34,7 @@ def score(golds, completions):
         if action == "few":
             return [0.0]
         os.kill(os.getpid(), getattr(signal, action))
-    return tiny.score(golds, completions)
+    return tiny.score(golds, responses)
 """
 FLAGS = (
     "--preset tiny --total-steps 6 --prompts-per-step 8 --group-size 8 --epochs 4 --mini-batches 1 "

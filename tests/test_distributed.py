@@ -29,10 +29,10 @@ MISCHIEF = """
 import os, time, signal
 from tasks import tiny
 
-def score(golds, completions):
+def score(golds, responses):
     if os.environ["RANK"] == "1":
         {action}
-    return tiny.score(golds, completions)
+    return tiny.score(golds, responses)
 """
 
 

@@ -71,7 +71,7 @@ def test_the_bootstraps_interval_covers_the_mean_95_times_in_100():
 
 
 def rows(correct, samples=4, benchmark="b"):
-    """Lines of samples.jsonl in which `correct[i]` of question i's completions are right."""
+    """Lines of samples.jsonl in which `correct[i]` of question i's responses are right."""
     return [
         {
             "model": "m",
@@ -79,7 +79,7 @@ def rows(correct, samples=4, benchmark="b"):
             "question": i,
             "problem": f"{i}?",
             "answer": "1",
-            "completions": [
+            "responses": [
                 {
                     "reward": float(j < c),
                     "reason": "correct" if j < c else "wrong",
@@ -165,7 +165,7 @@ def test_the_command_leaves_a_table_results_samples_and_a_picture(evaluated):
     _, lines = samples(out)
     assert len(lines) == tiny.EVAL + 12
     for name, by in (("tiny", tiny.score), ("own", rewards.score)):  # the built-in task has its own verifier
-        pairs = [(line["answer"], c) for (b, _), line in lines.items() if b == name for c in line["completions"]]
+        pairs = [(line["answer"], c) for (b, _), line in lines.items() if b == name for c in line["responses"]]
         verdicts = by([gold for gold, _ in pairs], [c["text"] for _, c in pairs])
         assert [c["reward"] for _, c in pairs] == [verdict.reward for verdict in verdicts]
         assert stats[name]["metrics"]["avg"][0] == pytest.approx(np.mean([verdict.reward for verdict in verdicts]))
@@ -232,8 +232,8 @@ def test_rescore_gives_todays_verdicts_without_sampling(evaluated, tmp_path):
     out, _ = evaluated
     settings, lines = samples(out)
     for line in lines.values():
-        for completion in line["completions"]:
-            completion["reward"], completion["reason"] = 0.0, "from an older scorer"
+        for response in line["responses"]:
+            response["reward"], response["reason"] = 0.0, "from an older scorer"
     (tmp_path / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [settings, *lines.values()]))
     evaluate.main(["--rescore", "--output", str(tmp_path)])
     assert samples(tmp_path) == samples(out)
@@ -273,10 +273,10 @@ def test_two_models_in_one_run(questions, tmp_path, sampler, ranks):
     torchrun("evaluate.py", *flags, ranks=ranks) if ranks else run(*flags)
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()][1:]
     first, second = (
-        {line["question"]: line["completions"] for line in lines if line["model"] == m}
+        {line["question"]: line["responses"] for line in lines if line["model"] == m}
         for m in ("tiny", str(tmp_path / "copy"))
     )
-    assert sorted(first) == list(range(12)) and all(len(completions) == 4 for completions in first.values())
+    assert sorted(first) == list(range(12)) and all(len(responses) == 4 for responses in first.values())
     assert first == second  # the same weights, the same seeds
 
 
@@ -341,8 +341,8 @@ def test_an_error_ends_every_rank(tmp_path):
     "name, text, flags, message",
     [
         ("results.json", "{}", ["--rescore", "--output", "."], "No such file"),
-        ("samples.jsonl", "", ["--rescore", "--output", "."], "holds no completions"),
-        ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--output", "."], "holds no completions"),
+        ("samples.jsonl", "", ["--rescore", "--output", "."], "holds no responses"),
+        ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--output", "."], "holds no responses"),
         ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--output", "."], "line 2 is not JSON"),
     ],
 )

@@ -120,7 +120,7 @@ def test_a_suspended_process_did_not_hang():
 
 @pytest.mark.parametrize("error", [SystemExit(2), asyncio.CancelledError(), GeneratorExit()], ids=repr)
 def test_whatever_a_reward_raises_is_an_error_that_the_run_survives(error, monkeypatch):
-    def ends_itself(golds, completions):
+    def ends_itself(golds, responses):
         raise error
 
     monkeypatch.setattr(tiny, "ends_itself", ends_itself, raising=False)

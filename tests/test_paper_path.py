@@ -17,8 +17,8 @@ SMALL += " --mini-batches 2 --micro-batch-tokens 1024 --save-every 1 --sampler t
 REWARD = """
 import rewards
 
-def score(golds, completions):  # a random model is never correct, so something else has to tell its responses apart
-    return [r._replace(reward=r.reward + len(c) % 2) for r, c in zip(rewards.score(golds, completions), completions)]
+def score(golds, responses):  # a random model is never correct, so something else has to tell its responses apart
+    return [r._replace(reward=r.reward + len(c) % 2) for r, c in zip(rewards.score(golds, responses), responses)]
 """
 
 
@@ -70,7 +70,7 @@ def test_train_on_dapo_and_evaluate_on_aime(tmp_path, monkeypatch):
         *evaluate, "--max-new-tokens", 8, "--sampler", "transformers", "--output", tmp_path / "results"
     ).stdout
     assert "aime: 3 problems from 96 rows: 93 repeats" in said
-    assert "3 questions × 2 completions" in said
+    assert "3 questions × 2 responses" in said
 
     save_rows(tmp_path / "dapo.parquet", rows[::-1])  # the same problems in another order: another run
     refused = python(*train, "--resume", tmp_path / "run", check=False, env=environment())
@@ -95,4 +95,4 @@ def test_train_on_gsm8k_and_evaluate_on_it(tmp_path, monkeypatch):
     command[command.index("gsm8k")] = f"gsm8k={tmp_path / 'gsm8k.parquet'}"
     command[command.index("1024")] = "8"
     said = python(*command, "--sampler", "transformers", "--output", tmp_path / "results").stdout
-    assert "24 questions × 4 completions" in said  # 12 of each model
+    assert "24 questions × 4 responses" in said  # 12 of each model

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from grpo import group_advantages, make_batch
 from methods import Tokens
 from rewards import Result
-from sample import Completion
+from sample import Response
 from tasks import tiny
 from trainer.data import batch_indices, encode_problems
 from trainer.distributed import Phases
@@ -33,7 +33,7 @@ class ScriptedSampler:
     prompt's last token and the number of the sample."""
 
     def generate(self, prompts, n, sampling, seed):
-        return [[Completion([prompt[-3], i + 1], [-0.5, -1.5], True) for i in range(n)] for prompt in prompts]
+        return [[Response([prompt[-3], i + 1], [-0.5, -1.5], True) for i in range(n)] for prompt in prompts]
 
 
 @pytest.fixture

@@ -88,22 +88,22 @@ def largest_difference(model, prompts, groups, sampling: Sampling) -> float:
     """Between the sampler's log-probs and the model's."""
     worst = 0.0
     for prompt, group in zip(prompts, groups, strict=True):
-        for completion in group:
-            logp = sampling_logp(logits_of(model, prompt, completion.token_ids), sampling)
-            logp = logp[range(len(completion.token_ids)), completion.token_ids]
-            worst = max(worst, (logp - torch.tensor(completion.logps)).abs().max().item())
+        for response in group:
+            logp = sampling_logp(logits_of(model, prompt, response.token_ids), sampling)
+            logp = logp[range(len(response.token_ids)), response.token_ids]
+            worst = max(worst, (logp - torch.tensor(response.logps)).abs().max().item())
     return worst
 
 
 def check_endings(groups, max_new_tokens):
     """EOS is where a response ends and nowhere else; a response without one has the full length. Both kinds must be
     there."""
-    completions = [completion for group in groups for completion in group]
-    for c in completions:
+    responses = [response for group in groups for response in group]
+    for c in responses:
         assert len(c.token_ids) == len(c.logps) and not set(c.token_ids[:-1]) & set(EOS)
         assert c.finished == (c.token_ids[-1] in EOS)
         assert c.finished or len(c.token_ids) == max_new_tokens
-    assert {c.finished for c in completions} == {True, False}
+    assert {c.finished for c in responses} == {True, False}
 
 
 # ------------------------------------------------------------------------------------------ the transformers sampler
@@ -116,9 +116,9 @@ def test_greedy_is_generates_greedy(model_dir, max_rows):
     groups = sampler.generate(prompts, 1, Sampling(24, temperature=0.0), seed=0)
     check_endings(groups, 24)
     model = make_model(seed=0)
-    for prompt, (completion,) in zip(prompts, groups):
+    for prompt, (response,) in zip(prompts, groups):
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=24)[0, len(prompt) :]
-        assert completion.token_ids == expected.tolist()
+        assert response.token_ids == expected.tolist()
     assert largest_difference(model, prompts, groups, Sampling(24)) < 1e-5  # greedily: the log-probs of temperature 1
 
 
@@ -178,7 +178,7 @@ def check_seeds(sampler):
     assert len({tuple(c.token_ids) for c in once[0]}) == 3  # the samples of one prompt differ
 
 
-def test_completions_depend_on_the_seed_and_nothing_else(sampler):
+def test_responses_depend_on_the_seed_and_nothing_else(sampler):
     check_seeds(sampler)
 
 
@@ -294,11 +294,11 @@ def test_a_mixture_of_experts_takes_transformers_whose_sync_is_right(tmp_path, c
     prompt = [5, 6, 7]
     for model in models.values():
         sampler.sync(model.state_dict().items())
-        ((completion,),) = sampler.generate([prompt], 1, Sampling(20), seed=0)
-        ids = torch.tensor([prompt + completion.token_ids])
+        ((response,),) = sampler.generate([prompt], 1, Sampling(20), seed=0)
+        ids = torch.tensor([prompt + response.token_ids])
         logp = model(ids).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-        expected = logp.gather(1, torch.tensor(completion.token_ids)[:, None]).squeeze(1)
-        assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
+        expected = logp.gather(1, torch.tensor(response.token_ids)[:, None]).squeeze(1)
+        assert (expected - torch.tensor(response.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
 
 
 @pytest.mark.parametrize(
@@ -321,11 +321,11 @@ def test_recurrent_layers_take_transformers_whose_log_probabilities_are_right(co
         make_sampler("vllm", tmp_path, **options)
     sampler = make_sampler("auto", tmp_path, **options)
     prompts = [[5, 6, 7], [8] * 9]
-    for prompt, (completion,) in zip(prompts, sampler.generate(prompts, 1, Sampling(8), seed=0)):
-        ids = torch.tensor(completion.token_ids)
-        logp = model(torch.tensor([prompt + completion.token_ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    for prompt, (response,) in zip(prompts, sampler.generate(prompts, 1, Sampling(8), seed=0)):
+        ids = torch.tensor(response.token_ids)
+        logp = model(torch.tensor([prompt + response.token_ids])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         expected = logp.gather(1, ids[:, None]).squeeze(1)
-        assert (expected - torch.tensor(completion.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
+        assert (expected - torch.tensor(response.logps)).abs().mean() < SYNC_TOLERANCE[torch.float32]
 
 
 def test_a_row_ends_with_the_context_and_shortens_no_other(sampler):
@@ -444,10 +444,10 @@ def two_ranks(directory: Path) -> None:
 
         def rollout(temperature=1.0):
             groups = sampler.generate(LONG, 8, Sampling(16, temperature), seed=rank)
-            completions = [completion for group in groups for completion in group]
+            responses = [response for group in groups for response in group]
             prompts = [torch.tensor(prompt) for prompt in LONG for _ in range(8)]
-            batch = collate(prompts, [torch.tensor(c.token_ids) for c in completions])
-            return groups, batch, torch.tensor([logp for c in completions for logp in c.logps])
+            batch = collate(prompts, [torch.tensor(c.token_ids) for c in responses])
+            return groups, batch, torch.tensor([logp for c in responses for logp in c.logps])
 
         @torch.no_grad()
         def difference(batch, logps, temperature=1.0):

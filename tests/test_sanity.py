@@ -47,7 +47,7 @@ def test_shares_are_of_many_responses_to_each_problem(monkeypatch):
 
 
 def test_every_command_is_one_that_the_trainer_takes():
-    for label in sanity.METHODS:
+    for label in sanity.FLAGS:
         program, *flags = shlex.split(sanity.command(label, DATA, 7))
         cfg = parse_config(flags)
         assert program == "grpo.py" and cfg.label == label and cfg.total_steps == 7 and cfg.data == str(DATA)

@@ -59,11 +59,11 @@ def test_a_response_is_correct_where_the_box_is_large_and_the_sum_leaves_a_small
 
 
 @pytest.mark.parametrize(
-    "completion",
+    "response",
     ["", "20", "\\boxed{}", "\\boxed{2}", "\\boxed{020}", "\\boxed{20", "\\boxed{20}!", "\\boxed{20}\n", "\\boxed{²0}"],
 )
-def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(completion):
-    (result,) = tiny.score(["347"], [completion])
+def test_a_response_without_a_box_of_two_digits_at_its_end_is_not_paid(response):
+    (result,) = tiny.score(["347"], [response])
     assert (result.reward, result.reason) == (0.0, "no_box")
 
 

@@ -13,7 +13,7 @@ from trainer.data import encode_prompt
 
 
 @pytest.mark.parametrize(
-    "completion, right",
+    "response, right",
     [
         ('banana".', True),
         ("Bee, and", True),
@@ -28,12 +28,12 @@ from trainer.data import encode_prompt
         ('"bee"', False),
     ],
 )
-def test_right_is_a_closed_word_with_that_letter(completion, right):
-    (result,) = words.score(["b"], [completion])
+def test_right_is_a_closed_word_with_that_letter(response, right):
+    (result,) = words.score(["b"], [response])
     assert (result.reward, result.reason) == ((1.0, "correct") if right else (0.0, "wrong"))
 
 
-def test_golds_and_completions_must_match():
+def test_golds_and_responses_must_match():
     with pytest.raises(ValueError):
         words.score(["a", "b"], ["apple."])
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from rewards import Result, RewardError
-from sample import Completion, Sampler, Sampling
+from sample import Response, Sampler, Sampling
 from trainer.config import Config
 from trainer.data import batch_indices
 from trainer.distributed import Phases, gather, my_share, seed_of
@@ -93,7 +93,7 @@ def collect(cfg: Config, environment: Environment, sampler: Sampler, phases: Pha
 
 def respond(
     cfg: Config, environment: Environment, sampler: Sampler, phases: Phases, problems: list[dict], seed: tuple[int, int]
-) -> list[tuple[dict, Completion, Result]]:
+) -> list[tuple[dict, Response, Result]]:
     """G entries (problem, response, result) for each problem, on every rank: each rank samples and scores its share.
     Raises RewardError. A collective."""
     members = cfg.vllm_tp  # neighbouring ranks that hold one engine together are given the same prompts
