@@ -201,13 +201,14 @@ def test_a_directory_that_a_kill_left_before_the_run_began_is_no_run(tmp_path, c
 
 
 FULL_DISK = """
-import json, resource, signal, sys, torch.distributed
+import json, resource, signal, sys
 from pathlib import Path
 from trainer.config import parse_config
+from trainer.distributed import init_distributed
 from trainer.logger import Logger, read_lines
 
+init_distributed()
 directory = Path(sys.argv[1])
-torch.distributed.get_rank = lambda: 0
 logger = Logger(parse_config(["--preset", "tiny"]), directory, 0)
 line = {"entropy": 0.5, "reward": 0.5, "clip_frac_high": 0, "clip_frac_low": 0, "reasons": {}}
 logger.log(line | {"step": 0})

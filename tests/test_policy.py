@@ -6,6 +6,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 from helpers import SMALL, python
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -25,7 +26,7 @@ from transformers import AutoModelForCausalLM as Auto
 from logprobs import CHUNK, token_logp
 from tasks import tiny
 from trainer.batching import collate
-from trainer.model import dropouts, find_model, load_model
+from trainer.model import describe, dropouts, find_model, load_model
 from trainer.policy import Policy, require_same, require_supported
 
 SIZE = SMALL | dict(vocab_size=90, hidden_size=32, intermediate_size=48, initializer_range=0.3)
@@ -137,6 +138,29 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path):
         find_model(str(tmp_path / "nothing"))
     with pytest.raises(ValueError, match=rf"this directory has no model's config.json; is it {directory}\?"):
         find_model(str(tmp_path))
+
+
+def test_a_saved_model_is_whole_or_not_there(tmp_path):
+    """A save that fails late leaves the model of that name as it was."""
+
+    class FullDisk:
+        def save_pretrained(self, directory):
+            raise OSError("No space left on device")
+
+    start, out = saved(tmp_path / "start", Qwen2Config(**SIZE)), tmp_path / "model"
+    policy = Policy(load_model(start), 1.0, torch.float32, describe(start))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        assert "could not be saved: No space left" in policy.save(out, FullDisk()) and not out.exists()
+        assert policy.save(out, tiny.make_tokenizer()) is None
+        (out / "mark").touch()
+        assert policy.save(out, FullDisk()) and (out / "mark").exists()
+        assert policy.save(out, tiny.make_tokenizer()) is None and not (out / "mark").exists()
+    finally:
+        dist.destroy_process_group()
+    for name, tensor in load_file(out / "model.safetensors").items():
+        assert torch.equal(tensor, policy.lm.state_dict()[name])
+    assert {path.name for path in tmp_path.iterdir()} == {"start", "model"}
 
 
 def test_a_model_that_is_refused_leaves_no_run_directory(tmp_path):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from trainer.alarms import Alarms
 from trainer.config import Config
+from trainer.distributed import on_rank0
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -59,12 +60,14 @@ class Lines:
 
 class Logger:
     """Rank 0's metrics.jsonl, tokens.jsonl and samples.jsonl, progress bar, warnings and optional W&B or TensorBoard;
-    silent on other ranks. Once made, nothing in it raises: a run outlives its disk, its terminal and its reports."""
+    silent on other ranks. Making one is a collective, and raises ValueError on every rank. Once made, nothing in it
+    raises: a run outlives its disk, its terminal and its reports."""
 
     def __init__(self, cfg: Config, directory: Path, first_step: int):
         self.on = dist.get_rank() == 0
-        if not self.on:
-            return
+        on_rank0(self._open, cfg, directory, first_step)
+
+    def _open(self, cfg: Config, directory: Path, first_step: int) -> None:
         path = directory / "metrics.jsonl"
         lines = read_lines(path)
         kept = [line for line in lines if line.get("step", first_step) < first_step]

@@ -1,5 +1,6 @@
 """The policy: a Hugging Face causal language model, sharded by FSDP2, that returns log-probabilities, not logits."""
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -50,14 +51,18 @@ class Policy(torch.nn.Module):
             yield name.removeprefix("lm."), full_tensor(tensor)
 
     def save(self, directory: Path, tokenizer) -> str | None:
-        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in. Returns on every rank
-        why that was impossible, None if it was not. A collective."""
+        """Rank 0 writes a Hugging Face model, with the configuration and dtype that it came in, under its name only
+        when it is whole. Returns on every rank why that was impossible, None if it was not. A collective."""
         dtype, first, errors = self.description.dtype, dist.get_rank() == 0, []
         weights = {name: tensor.cpu() for name, tensor in self.full_tensors(dtype) if first}  # gathered on all ranks
         if first:
+            scratch = directory.with_name(f"{directory.name}.tmp")
             try:
-                self.lm.save_pretrained(directory, state_dict=weights)
-                self.description.write(directory, tokenizer)  # save_pretrained wrote the config of the one in training
+                shutil.rmtree(scratch, ignore_errors=True)  # of a save that was cut short
+                self.lm.save_pretrained(scratch, state_dict=weights)
+                self.description.write(scratch, tokenizer)  # save_pretrained wrote the config of the one in training
+                shutil.rmtree(directory, ignore_errors=True)
+                scratch.rename(directory)
             except Exception as error:  # of a full disk, which safetensors reports in its own way
                 errors = [f"{directory} could not be saved: {first_line(error)}"]
         return next(iter(gather(errors)), None)
