@@ -11,7 +11,7 @@ from helpers import python, tiny_config
 from methods import Tokens
 from tasks import tiny
 from trainer import tokens as module
-from trainer.alarms import ENOUGH, QUIET_STEPS, Alarms
+from trainer.alarms import CLEAR_STEPS, ENOUGH, QUIET_STEPS, Alarms
 from trainer.distributed import init_distributed
 from trainer.logger import Lines, read_lines
 from trainer.metrics import entropy_metrics
@@ -194,15 +194,16 @@ FINE |= {"most_clipped": {"times": 10 * ENOUGH, "share": 0.3, "token": "'a'"}}
 )
 def test_a_warning_is_said_once_until_it_clears(change, message):
     alarms = Alarms()
-    said = [alarms.new(FINE | (change if bad else {})) for bad in (0, 1, 1, 0, 1)]
-    assert [len(texts) for texts in said] == [0, 1, 0, 0, 1]
-    assert message in said[1][0] and said[4] == said[1]
+    steps = [0, 1, 1, *[0] * (CLEAR_STEPS - 1), 1, *[0] * CLEAR_STEPS, 1]
+    said = [alarms.new(FINE | (change if bad else {})) for bad in steps]
+    assert [step for step, texts in enumerate(said) if texts] == [1, len(steps) - 1]
+    assert message in said[1][0] and said[-1] == said[1]
 
 
 def test_no_token_is_clipped_for_ten_steps():
     alarms, quiet = Alarms(), FINE | {"clip_frac_high": 0.0}
-    said = [len(alarms.new(line)) for line in [quiet] * (QUIET_STEPS + 2) + [FINE] + [quiet] * QUIET_STEPS]
-    assert [step for step, n in enumerate(said) if n] == [QUIET_STEPS - 1, 2 * QUIET_STEPS + 2]
+    said = [len(alarms.new(line)) for line in [quiet] * (QUIET_STEPS + 2) + [FINE] * 20 + [quiet] * QUIET_STEPS]
+    assert [step for step, n in enumerate(said) if n] == [QUIET_STEPS - 1, 2 * QUIET_STEPS + 21]
 
 
 def test_few_clipped_tokens_say_nothing():

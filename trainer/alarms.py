@@ -1,14 +1,15 @@
 """Warnings while a run trains: what is wrong, and what to do. study/README.md has them as a table."""
 
 QUIET_STEPS = 10  # steps without a clipped token after which that is said
+CLEAR_STEPS = 20  # steps without a condition after which it is said again, so that one at its border is said once
 ENOUGH = 100  # clipped tokens of a step from which on one token's share of them says something
 
 
 class Alarms:
-    """The conditions that hold at present. Each is said once, and again only after it has cleared."""
+    """Each condition is said when it begins, and again only if it comes back after CLEAR_STEPS steps without it."""
 
     def __init__(self):
-        self.first_entropy, self.quiet, self.holding = None, 0, set()
+        self.first_entropy, self.quiet, self.clear = None, 0, {}  # clear: steps without a condition that was said
 
     def new(self, line: dict) -> list[str]:
         """The warnings that begin with this line of metrics.jsonl, one text a warning."""
@@ -43,6 +44,6 @@ class Alarms:
                 f"{truncated:.0%} of the responses were cut off at the length limit; raise --max-response-tokens, or "
                 "leave them out of the loss (--mask-truncated)"
             )
-        texts = [text for name, text in found.items() if name not in self.holding]
-        self.holding = set(found)
+        texts = [text for name, text in found.items() if self.clear.get(name, CLEAR_STEPS) >= CLEAR_STEPS]
+        self.clear = {name: steps + 1 for name, steps in self.clear.items()} | dict.fromkeys(found, 0)
         return texts
