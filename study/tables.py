@@ -13,6 +13,7 @@ import numpy as np
 
 from methods import METHODS, ON_TARGET
 from schedules import SCHEDULES
+from trainer import farewell
 from trainer.logger import read_lines
 
 Runs = dict[str, list[dict]]  # {label: its lines, one a seed}
@@ -390,6 +391,53 @@ def midtraining_table(name: str, runs: Runs) -> str:
     return table(f"{name}: minus GRPO at 0.3 T", head, rows, comparisons(runs, against).split(" Dead")[0])
 
 
+def turns(curve: list[float], least: float) -> int:
+    """How often a curve turns, if a move of less than `least` is none."""
+    found, low, high, rising = 0, curve[0], curve[0], None
+    for value in curve:
+        low, high = min(low, value), max(high, value)
+        if rising is not True and value - low > least:
+            found, rising, high = found + (rising is False), True, value
+        elif rising is not False and high - value > least:
+            found, rising, low = found + (rising is True), False, value
+    return found
+
+
+def shape_table(studies: dict[str, Runs]) -> str:
+    """Whether the schedules do what their names say, seed by seed."""
+
+    def of(label: str, measure: Callable[[np.ndarray], float]) -> list[float]:
+        curves = [np.array([line["h_init"], *line["curves"]["entropy"]]) for line in runs.get(label, ())]
+        return [measure(curve / curve[0]) for curve in curves]
+
+    rows = []
+    for name, kernels in (("tiny", "AVX-512"), ("tiny-avx2", "AVX2")):
+        if not (runs := studies.get(name)):
+            continue
+        both = pairs(runs, "id", "static")
+        curves = [[[line["h_init"], *line["curves"]["entropy"]] for line in pair] for pair in both]
+        shapes = [farewell.measure(*pair) for pair in curves]
+        found = [
+            ("ID: peak of the first half / start", "≥ 1.2", [shape["rise"] for shape in shapes]),
+            ("ID: half-time / GRPO's with the same seed", "≥ 1.3", [shape["half-time"] for shape in shapes]),
+            ("ID: end / peak", "≤ 0.8", [shape["fall"] for shape in shapes]),
+            ("GRPO: end / start", "≤ 1", of("static", lambda curve: curve[-1])),
+            ("DID: lowest of the first half / start", "≤ 1", of("did", lambda curve: curve[: len(curve) // 2].min())),
+            ("DID: peak / start", "≥ 1.2", of("did", max)),
+            ("DID: end / peak", "≤ 0.8", of("did", lambda curve: curve[-1] / max(curve))),
+            ("OD: turns of at least 0.1 times the start", "≥ 2", of("od", lambda curve: turns(list(curve), 0.1))),
+        ]
+        for what, promised, values in found:
+            if values:
+                sign, bound = promised.split()
+                held = sum(value >= float(bound) if sign == "≥" else value <= float(bound) for value in values)
+                numbers = [f"{number:.2f}" for number in (min(values), np.mean(values), max(values))]
+                rows.append([what, kernels, *numbers, promised, f"{held} of {len(values)}"])
+    head = ["on the built-in task", "kernels", "smallest", "mean", "largest", "promised", "holds in"]
+    note = "Entropy is a mean over 8 steps for ID, and over 3 for the others."
+    return table("tiny: do the schedules do what their names say?", head, rows, note)
+
+
 def region_table(name: str, runs: Runs) -> str:
     rows = [
         [
@@ -431,6 +479,7 @@ def write(studies: dict[str, Runs], path: Path) -> None:
     tables += [target_table(name, studies[name]) for name in names]
     tables += [width_table(name, studies[name]) for name in names]
     tables += [controls_table(name, studies[name]) for name in names]
+    tables += [shape_table(studies)] if "tiny" in studies else []
     tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     tables += [explode_table(studies["explode"])] if "explode" in studies else []

@@ -2,7 +2,6 @@
 tests/test_reproduce.py"""
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import pytest
 from methods import Target
 from study import reproduce, softmax
 from study.figures import draw
-from study.reproduce import EXPERIMENTS, FIRST_SEED, ONE_SEED, Study, summarize
+from study.reproduce import EXPERIMENTS, FIRST_SEED, ONE_SEED, Study, parts, summarize
 from study.tables import (
     comparisons,
     correct,
@@ -24,6 +23,7 @@ from study.tables import (
     quantile,
     spread,
     target_table,
+    turns,
 )
 from trainer.config import parse_config
 from trainer.logger import read_lines
@@ -72,7 +72,7 @@ def test_a_gain_weights_what_is_predicted():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_command_is_one_that_its_program_takes(experiment):
     for command in EXPERIMENTS[experiment].values():
-        program, *flags = shlex.split(command)
+        _, program, flags = parts(command)
         {"study.softmax": softmax.parse, "grpo.py": parse_config}[program](flags)
 
 
@@ -112,7 +112,7 @@ def test_committed_results_are_runs_of_the_commands():
     studies.pop("sanity", None)  # see test_sanity.py
     for experiment, runs in studies.items():
         first = FIRST_SEED.get(experiment, 0)
-        seeds = range(first, first + (1 if experiment in ONE_SEED else 10))
+        seeds = range(first, first + (1 if experiment in ONE_SEED else 20))
         for label, lines in runs.items():
             assert {line["command"] for line in lines} == {EXPERIMENTS[experiment][label]}
             made = [line["seed"] for line in lines]
@@ -176,3 +176,16 @@ def test_steps_without_a_gradient_have_no_sign():
     for line in lines[60:]:  # all rewards alike
         line["predicted_entropy_change"] = dict.fromkeys(line["predicted_entropy_change"], 0.0)
     assert summarize(lines, "E1,E2,E3,E4")["prediction"]["same_sign"] == 1
+
+
+def test_turns_of_a_curve():
+    """A move of less than `least` is noise, however many there are of them."""
+    assert turns([1.0, 0.5, 0.9, 0.6], 0.1) == 2
+    assert turns([1.0, 0.95, 1.02, 0.97, 1.03, 0.95], 0.1) == 0
+    assert turns([1.0, 1.2, 1.15, 1.4, 1.35, 0.9, 0.95, 0.5], 0.1) == 1
+    assert turns([0.0, 1.0] * 4, 0.5) == 6
+
+
+def test_a_command_may_begin_with_its_environment():
+    assert parts("A=1 B=x=y grpo.py --flag 'a b'") == ({"A": "1", "B": "x=y"}, "grpo.py", ["--flag", "a b"])
+    assert parts("study.softmax --target 0:1") == ({}, "study.softmax", ["--target", "0:1"])
