@@ -142,7 +142,7 @@ def draw_first(studies: dict[str, Runs], out: Path) -> None:
     curves.set(title="linear policy: entropy on a curve that you draw", xlabel="step", ylim=(0, None))
     curves.grid(alpha=0.3)
     schedules.legend(fontsize=8)
-    curves.legend(fontsize=8, loc=(0.3, 0.3))
+    curves.legend(fontsize=8, loc=(0.05, 0.4))
     save(figure, out / "first.png")
 
 
