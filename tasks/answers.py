@@ -20,11 +20,13 @@ _GROUP = r"(?:\\.|[^{}\\])*"
 for _ in range(4):  # braces within braces
     _GROUP = rf"(?:\\.|[^{{}}\\]|\{{{_GROUP}\}})*"
 _SIGNS = dict(
-    zip("−‐‑∞·⋅≈⩽⩾∈∖∠。、∶“”", r"- - - \infty \cdot \cdot \approx \le \ge \in \setminus \angle . , : ' '".split())
+    zip("−‐‑∞·⋅≈⩽⩾∈∖。、∶“”", r"- - - \infty \cdot \cdot \approx \le \ge \in \setminus . , : ' '".split()),
+    **dict(zip("⌊⌋⌈⌉", r"\lfloor \rfloor \lceil \rceil".split())),
 )
 _SIGNS |= {"Å": r"\AA", "且": r"\text{and}", "或": r"\text{or}"}
 _SIGNS |= {sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC")} | dict.fromkeys("°º˚", r"^\circ")
 _SIZES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, 成=-1, 百=2, 千=3, 万=4, 亿=8)  # powers of ten
+_DIGIT = "零一二两三四五六七八九"
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _FUNCTIONS = "arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|lg|log|exp|sqrt|pi|[iI]nfinity"
 # A plain name, which may stand left of = or \in: x, S_{10}, x', \theta, f(x), f(3), AB, |AB|, (x,y), \text{Area}
@@ -123,7 +125,7 @@ EDITS = [
     (rf"^{_TEXT}(-?[0-9][^{{}}]*)\}}$", r"\1"),  # \text{204 dollars}
     (r"^([`'\"]|\*+|__?)([^`'\"*]*)\1$", r"\2"),  # `5`, **204**
     (rf"^\{{({_GROUP})\}}$", r"\1"),  # {\bf 204}
-    (r"(?<!\\)\{,\}", ","),  # 11{,}111
+    (r"(?<=[0-9])\{,\}(?=[0-9]{3}(?![0-9]))", ""),  # 11{,}111
     (r" ?(?:\\colon(?![a-z])|(?<!\\)\{:\}|:) ?", ":"),  # 12{:}30, 2\colon 3
     (rf"\\[lc]?dots{_END}|\.\.\.+", r"\\text{dots}"),  # 1,2,...,n
     (r"^[ &]+|(?:[ ,;&]|\\\\)+$|(?<!\.)\.$", ""),  # 204,  204。  &204
@@ -155,7 +157,7 @@ EDITS = [
     (r"^[+-]? ?[1-9][0-9]{0,2}((,[0-9]{3})+|( [0-9]{3})+)(\.[0-9]*)?$", lambda match: re.sub("[, ]", "", match[0])),
     (rf"^({_NUMBER})(?:{_SIZED})", _scaled_number),  # 2.5 million, 2.5e6, 7万
     (rf"^(?:{_TEXT})?((?i:{'|'.join(_WORDS)})) ?\}}?$", lambda match: str(_WORDS.index(match[1].lower()))),  # five
-    (r"^[零一二两三四五六七八九十百千]+(?=[成万亿元个]*$)", _chinese_number),  # 八十
+    (rf"^(?=[{_DIGIT}十百千])(?:[{_DIGIT}]?[十百千]零?)*[{_DIGIT}]?(?=[成万亿元个]*$)", _chinese_number),  # 八十
     (r"^([+-]?) ?(?=\.?[0-9])([0-9]*)(\.[0-9]*)?$", _plain_number),  # AIME: 025, AMC: 27.0, MATH: .35625
     (r"^([+-]?) ?([0-9]+) ([0-9]+)/([0-9]+)$", r"\1\2\\frac{\3}{\4}"),  # 3 1/2
     # 0.(3), 0.\dot{1}4\dot{2}
@@ -287,7 +289,7 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str, str]:
         return compare(normalise(right), normalise(found))
     if name and "=" not in answer or other and "=" not in gold:
         return compare(normalise(right), normalise(found))
-    if label := _LABEL.match(answer):
+    if gold != answer and (label := _LABEL.match(answer)):
         return compare(gold, normalise(answer[label.end() :]))
     (gold_value, gold_unit), (value, unit) = quantity(gold), quantity(answer)
     if re.fullmatch("-?[0-9.]+", gold_value) and (metres := re.fullmatch(r"(-?[0-9.]+) ([mgshlL])", answer)):
@@ -298,7 +300,7 @@ def compare(gold: str, answer: str) -> tuple[bool | None, str, str]:
     same = None
     if known(gold_unit) and known(unit) and gold_unit != unit or base and gold_unit != unit:
         same = False
-    elif gold_value == value:
+    elif gold_value == value and (unit not in signs or INTEGER.fullmatch(value)):
         same = True
     elif is_word(gold):
         same = word(gold) == word(answer)

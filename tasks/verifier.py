@@ -37,7 +37,7 @@ separate the answers.
     complex          | -1+2i         | -1 + 2 i  2\mathrm{i}-1  i(2+i)                 | -1-2i  1+2i
     functions        | \ln 2         | ln 2  \text{ln}(2)                              | \lg 2  2
     counting         | 120           | C_{10}^3  \binom{10}{3}  A_6^3                  | C_{10}^2
-    expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2  (x+1)^2 \text{ for all } x | x^2+1  (y+1)^2
+    expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2  (x+1)^2 \text{ for all } x | x^2+1  (y+1)^2  (X+1)^2
     same left side   | N=n           | N = n                                           | N=n+1  N=2n
     two equations    | x=1,y=2       | y=2,x=1                                         | x=2,y=1  x=1,y=3
     a product        | 3x+2t         | 2t+3x                                           | 3x+2  3x+2 \text{ cm}

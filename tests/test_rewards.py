@@ -166,6 +166,16 @@ AC: A and C  (A),(C)  C, A
 12:30: 12 : 30  12\colon 30  12：30
 1011_2: (1011)_2  1011_{\text{2}}
 2^{1009}: 2 \cdot 2^{1008}
+f(x)=x,f(x)=-x: f(x)=\pm x  x, -x  f(x)=-x \text{ or } f(x)=x
+\frac{1+\sqrt{5}}{2},\frac{1-\sqrt{5}}{2}: \frac{1\pm\sqrt{5}}{2}  x = \frac{1 \pm \sqrt{5}}{2}
+1,2,-2: 1, \pm 2  x=1 \text{ or } x=\pm 2
+(3,2),(-3,2),(3,-2),(-3,-2): (\pm 3, \pm 2)  (3,\pm2),(-3,\pm2)
+(-\infty,0)\cup\{1\}: x<0 \text{ or } x=1
+\lfloor n/2\rfloor: ⌊n/2⌋  \left\lfloor \frac{n}{2} \right\rfloor
+\frac{20000}{\pi}: \frac{20{,}000}{\pi}
+6: 2(3)  (2)(3)  2\binom{3}{1}  2 \cdot 1 (3)
+x=1,y=2: (1,2)  1, 2
+16,3,1,1: 16, 3, 1, 1  x=16, y=3, z=1, w=1
 \frac{1}{52!}: \frac{1}{52 \cdot 51!}
 """
 WRONG = r"""
@@ -221,6 +231,19 @@ x^2+1: y^2+1  x^2
 \text{No}: on  \text{Yes}
 Navin: Nivan
 (B): (C)  BC  (B)(C)  \text{(B), (C)}  \textbf{(B)} or \textbf{(C)}
+5: 2(3)  (2)(3)  2[3]  2\binom{3}{1}  3\frac{4}{2}  1(4)
+3: 2e^0
+7: 七七  一七
+n: N
+N=n: N=N  n=N+1
+3R^2: 3r^2
+1,-2: -2<x<1  x>-2 \text{ and } x<1
+-2<x<1: -2, 1
+1 \pm \sqrt{19}: 1-\sqrt{19} < x < 1+\sqrt{19}
+x=1,y=2: (2,1)  2, 1  1
+16,3,1,1: 16, 3, 1  16, 3, 3, 1
+1/2: \frac{1}{2}\%  0.5\%
+\frac{\pi}{6}: \frac{\pi}{6}^\circ
 correct: wrong
 """
 
