@@ -101,7 +101,7 @@ EDITS = [
     # OlympiadBench: 69$,$84; but not \$, and not \\, the next row of a matrix
     (r"(\\\\|\\\$)|\\!\s*|\$|\\[()\[\]]", r"\1"),
     (rf"(\\\\)|(?:{_SPACE})+", lambda match: match[1] or " "),  # 48\,125, &5, 5\hfill
-    (r"\\(?:(?:text)?color|colorbox|[hv]?phantom|[hv]space\*?) ?\{[^{}]*\} ?", ""),  # \color{blue}{204}, 5\hspace{1cm}
+    (r"\\(?:(?:text)?color|colorbox|[hv]?phantom|[hv]space\*?) ?\{[^{}]*\} ?", " "),  # \color{blue}{204}, 5\hspace{1cm}
     (r"\\(?:left|right) ?\.", ""),  # \left.5\right.
     (rf"\\(?:{'|'.join(_UNSEEN)}|[bB]igg?[lrm]?){_END} ?", ""),  # \huge 5, \bigl(1,2\bigr), \vec{i}
     # MATH: \mathrm{cm}, \textbf{(C)}, \mathsf{5}

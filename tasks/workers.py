@@ -9,7 +9,6 @@ answer, however long it takes, keeps another from its first try. A batch of n an
 very most, shared by the workers, and then a minute for second tries.
 """
 
-import itertools
 import json
 import math
 import os
@@ -155,19 +154,18 @@ def _serve() -> None:
 
     @lru_cache(20)  # one gold comes with many answers
     def read(text: str) -> Basic | MatrixBase | None:
-        if re.search(r"[0-9)}] ?[_']", text) or text.count(r"\pm") > 4:  # the parser would take 16_8 for 16
+        if re.search(r"[0-9)}] ?[_']", text):  # the parser would take 16_8 for 16
             return None
-        start, *rest = re.split(r"\\pm(?![a-z])", re.sub(r"^\\\{(.*)\\\}$", r"\1", text) if r"\pm" in text else text)
-        texts = [
-            "".join([start, *itertools.chain(*zip(signs, rest))]) for signs in itertools.product("+-", repeat=len(rest))
-        ]
+        texts = [re.sub(r"^\\\{(.*\\pm.*)\\\}$", r"\1", text)]
+        while len(texts) < 16 and (sign := re.search(r"\\pm(?![a-z])", texts[0])):  # 3, 1 \pm \sqrt{2}
+            texts = [text.replace(sign[0], one, 1) for text in texts for one in "+-"]
         try:
             parsed = latex2sympy(normalize_latex(", ".join(texts), form), None, True, False, None, cases)
             parsed = parsed.xreplace({Symbol("i", real=True): I})
         except Exception:
             return None
-        if rest and isinstance(parsed, FiniteSet):
-            parsed = FiniteSet(*parsed.args)  # 1, 2 \pm 3 names 1 twice
+        if len(texts) > 1 and isinstance(parsed, FiniteSet):
+            parsed = FiniteSet(*parsed.args)  # in which 3 comes once
         if isinstance(parsed, FiniteSet) and any(map(is_inequality, parsed.args)) and len(parsed.free_symbols) == 1:
             with suppress(Exception):  # x<0 or x>1
                 either = re.search(r"\bor\b", text)
@@ -241,13 +239,9 @@ def _serve() -> None:
         scale = [scales.get(text[-1], 1) for text in (gold, answer)]
         same = False
         with suppress(Exception):
-            dropped = scale[0] == 1 != scale[1] and (wanted.has(pi) or wanted.is_number and abs(wanted) < 1)
-            same = (
-                not dropped
-                and equal(wanted, found)
-                or scale[0] != scale[1]
-                and equal(wanted * scale[0], found * scale[1])
-            )
+            sign_counts = scale[0] == 1 != scale[1] and (wanted.has(pi) or wanted.is_number and abs(wanted) < 1)
+            same = not sign_counts and equal(wanted, found)  # a sign is dropped from 204%, and not from 1/2%
+            same = same or scale[0] != scale[1] and equal(wanted * scale[0], found * scale[1])
         return "correct" if same else "wrong"
 
     judge(r"\left(\frac{1}{2}, 2x^2-\sqrt{3}\right)", r"(0.5, -\sqrt3+2x^{2})")  # fills the parser's tables: 0.2 s
