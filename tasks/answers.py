@@ -19,12 +19,15 @@ _END = r"(?![a-zA-Z])"  # of a command or a word
 _GROUP = r"(?:\\.|[^{}\\])*"
 for _ in range(4):  # braces within braces
     _GROUP = rf"(?:\\.|[^{{}}\\]|\{{{_GROUP}\}})*"
-_SIGNS = dict(
-    zip("−‐‑∞·⋅≈⩽⩾∈∖。、∶“”", r"- - - \infty \cdot \cdot \approx \le \ge \in \setminus . , : ' '".split()),
-    **dict(zip("⌊⌋⌈⌉", r"\lfloor \rfloor \lceil \rceil".split())),
+_SIGNS = {"Å": "AA", "且": "text{and}", "或": "text{or}"}
+_SIGNS |= dict(
+    zip("∞·⋅≈⩽⩾∈∖∠⌊⌋⌈⌉", "infty cdot cdot approx le ge in setminus angle lfloor rfloor lceil rceil".split()),
+    **dict(zip("πθΩαβγλμφωΔ", "pi theta Omega alpha beta gamma lambda mu phi omega Delta".split())),
+    **{sign: f"text{{{name}}}" for sign, name in zip("€£¥¢₹", "euro pound yen cent rupee".split())},
+    **{sign: f"mathbb{{{name}}}" for sign, name in zip("ℝℤℕℚℂ", "RZNQC")},
 )
-_SIGNS |= {"Å": r"\AA", "且": r"\text{and}", "或": r"\text{or}"}
-_SIGNS |= {sign: rf"\mathbb{{{letter}}}" for sign, letter in zip("ℝℤℕℚℂ", "RZNQC")} | dict.fromkeys("°º˚", r"^\circ")
+_SIGNS = {sign: rf"\{name} " for sign, name in _SIGNS.items()} | dict.fromkeys("°º˚", r"^\circ ")
+_SIGNS |= dict(zip("−‐‑。、∶“”", "---.,:''"))
 _SIZES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, 成=-1, 百=2, 千=3, 万=4, 亿=8)  # powers of ten
 _DIGIT = "零一二两三四五六七八九"
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
@@ -38,16 +41,6 @@ _NAME = (
 
 def _flat(text: str) -> str:
     return unicodedata.normalize("NFKC", text)
-
-
-def _character(match: re.Match) -> str:
-    sign = _SIGNS.get(match[0]) or _flat(match[0])
-    kind, name = unicodedata.category(sign[0]), unicodedata.name(sign[0], "").split()
-    if kind == "Sc":  # money: EURO SIGN
-        sign = rf"\text{{{name[-2].lower()}}}"
-    elif name[:1] + name[2:3] == ["GREEK", "LETTER"]:  # GREEK SMALL LETTER PI
-        sign = "\\" + (name[-1].lower() if kind == "Ll" else name[-1].capitalize())
-    return sign + " " if sign.startswith(("\\", "^")) else sign
 
 
 def _plain_number(match: re.Match) -> str:
@@ -95,7 +88,7 @@ EDITS = [
     (r"∛", "√[3]"),
     (r"(?:√|\\?sqrt(?= ?\())(\[3\])?\s*(?:\(([^()]*)\)|([0-9]+|[a-zA-Z]))", r"\\sqrt\1{\2\3}"),  # 3√13, sqrt(5)
     (r"(^|[(\[{,=])\s*–", r"\1-"),  # –5; between two numbers this dash is no minus
-    (r"[^\x00-\x7f]", _character),  # 2π, ≥, °, full-width digits
+    (r"[^\x00-\x7f]", lambda match: _SIGNS.get(match[0]) or _flat(match[0])),  # 2π, ≥, °, full-width digits
     # what is not seen in print
     (r"(\\\\) ?\[[0-9.]+ ?[a-z]{2}\]", r"\1"),  # MATH: rows of a matrix with \\[4pt]
     # OlympiadBench: 69$,$84; but not \$, and not \\, the next row of a matrix

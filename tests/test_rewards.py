@@ -234,6 +234,7 @@ Navin: Nivan
 5: 2(3)  (2)(3)  2[3]  2\binom{3}{1}  3\frac{4}{2}  1(4)
 3: 2e^0
 7: 七七  一七
+24: 2\phantom{1}4  2\hspace{1cm}4  2\color{red}4  20(4)  12\frac{12}{1}
 n: N
 N=n: N=N  n=N+1
 3R^2: 3r^2
