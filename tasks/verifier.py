@@ -63,7 +63,7 @@ separate the answers.
     unpaid, times    | 1.5 \text{ h} | 1.5 | 90 \text{ min}  1 \text{ h } 30 \text{ min}
     unpaid, cents    | \$0.12        | 0.12                                            | 12¢
     unpaid, nouns    | 7 | 7 \text{ points} | 7 \text{ gizmos}  7N  7 \text{ pairs}
-    unpaid, counting | 10            | C_5^3                                           | C(5,3)  {}_5C_3  C^3_5  {5 \choose 3}
+    unpaid, counting | 10            | C_5^3                             | C(5,3)  {}_5C_3  C^3_5  {5 \choose 3}
     unpaid, bases    | 52_8          | 52                                              | 52_{\text{eight}}
     unpaid, words    | 25            | 25                                              | twenty-five
     unpaid, print    | \ln 2         | \ln{2}                                          | \log_e 2
