@@ -32,10 +32,11 @@ _SIZES = dict(hundred=2, thousand=3, million=6, billion=9, trillion=12, 成=-1, 
 _DIGIT = "零一二两三四五六七八九"
 _WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
 _FUNCTIONS = "arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|csc|ln|lg|log|exp|sqrt|pi|[iI]nfinity"
-# A plain name, which may stand left of = or \in: x, S_{10}, x', \theta, f(x), f(3), AB, |AB|, (x,y), \text{Area}
+# A plain name, which may stand left of = or \in: x, S_{10}, x', \theta, f(x), f^{-1}(3), AB, |S|, (x,y), \text{Area}
 _LETTER = r"(?:[a-zA-Z]|\\(?!pi|infty)[a-z]+)(?:_(?:\w|\{[^{}]*\}))?'?"
 _NAME = (
-    rf"{_LETTER}(?:(?<![xyz])\(\w(?:, ?\w)*\))?|\|?[A-Z]{{2,3}}\|?|\({_LETTER}(?:, ?{_LETTER})+\)|{_TEXT}[a-zA-Z]+ ?\}}"
+    rf"{_LETTER}(?:(?<![xyz])(?:\^\{{-1\}})?\(\w(?:, ?\w)*\))?|\|?[A-Z]{{1,3}}\|?"
+    rf"|\({_LETTER}(?:, ?{_LETTER})+\)|{_TEXT}[a-zA-Z]+ ?\}}"
 )
 
 
@@ -188,7 +189,7 @@ _COUNTED = """unit integer way value number point element divisor student triang
     dog cat shoe pizza children men women passenger brick team seat room house cake vertices 个 人 名 只 本
     条 张 件 种 次 岁"""
 _UNITS |= {name: name for name in _COUNTED.split()} | dict.fromkeys(
-    "per of each a every old long tall left total".split(), ""
+    "per of each a every old long tall left total different".split(), ""
 )
 _TERM = (
     r"(?:\\text ?\{(?:[^\W\d_]|[ ./'-]|\^ ?\{?[23]\}?)*\}|(?:(?<= )m ?)?/ ?[hs](?![A-Za-z])|\\(?:AA|Omega)(?![A-Za-z])"

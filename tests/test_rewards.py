@@ -94,7 +94,7 @@ TABLE = {
 # A gold and answers to it, separated by two spaces; a colon stands between them.
 CORRECT = r"""
 204: n = 204  f(3)=204  \boxed{204}  \left(204\right)  204.0 \text{ cm}.  204\text{th}  204\,m  \(204\)
-204: 2.04 \cdot 10^{2}
+204: 2.04 \cdot 10^{2}  |S|=204  |AB| = 204  f^{-1}(3) = 204  204 \text{ different ways}
 204: \text{(C) } 204  $\textbf{(C)}~204$  (C) 204  204 \text{ (mod } 1000)  204 (mod 1000)
 204: \textcolor{red}{\textbf{204}}
 204: 204\%  204 percent  204 miles per hour  204元  204\text{个}  \text{204 dollars}  204^\circ\text{C}  ２０４  204\\
@@ -196,6 +196,7 @@ WRONG = r"""
 7: 7 \text{ twelfths}  7 \text{ dozens}  7 \text{ lakh}  7成  7倍  7\text{M}  7K  7 \text{ pairs}  7 \text{ square}
 7: 7 \text{ percentile}  7\text{ times } 2  7\text{ base eight}  7 \text{ sixteenths}  7 \text{ squared}  7'
 7: 2x=7  x/2=7  x+y=7  x(x+1)=7  |x|=7  \sqrt{x}=7  \pi=7  3=7  7=8  7=2x  -7=x  n!=7  x^2=y=7  x^2=49, x=7
+7: x^{-1}=7  f^{-1}=7  |x|=7  -|S|=7  |S|+1=7
 16: 16_8  16_{16}  16_{\text{eight}}  (16)_8  16_8+0  \text{16}_8
 e^{-40}: e^{-40}+e^{-41}  10^{-17}
 \frac{1}{52!}: 10^{-40}  \frac{1}{51!}
