@@ -16,9 +16,6 @@ _NUMBER = r"[+-]? ?[0-9]+(?:\.[0-9]+)?"
 _DIGITS = r"(?:\{ ?([0-9]+) ?\}|([0-9]))"  # as an index
 _TEXT = r"\\text ?\{ ?"
 _END = r"(?![a-zA-Z])"  # of a command or a word
-_GROUP = r"(?:\\.|[^{}\\])*"
-for _ in range(4):  # braces within braces
-    _GROUP = rf"(?:\\.|[^{{}}\\]|\{{{_GROUP}\}})*"
 _SIGNS = {"Å": "AA", "且": "text{and}", "或": "text{or}"}
 _SIGNS |= dict(
     zip("∞·⋅≈⩽⩾∈∖∠⌊⌋⌈⌉", "infty cdot cdot approx le ge in setminus angle lfloor rfloor lceil rceil".split()),
@@ -101,11 +98,10 @@ EDITS = [
     # MATH: \mathrm{cm}, \textbf{(C)}, \mathsf{5}
     (rf"\\(?:math(?:rm|bf|it|sf|tt|cal)|text(?:bf|rm|it|sf|tt|normal)|[mh]box|operatorname){_END}", r"\\text"),
     (rf"{_TEXT}\\text ?\{{([^{{}}]*)\}} ?\}}", r"\\text{\1}"),  # \text{€}12, \text{ 且 }
-    (r"\\text ?\{((?:[0-9]|[^\w{}])*| ?[ei] ?)\}", r"\1"),  # \text{2}, 6-5\mathrm{i}
-    (rf"{_TEXT}(-?(?:{_FUNCTIONS})) ?\}}", r" \1 "),  # \text{arctan}\frac12
+    (rf"{_TEXT}((?:[0-9]|[^\w{{}}])*|[ei]|-?(?:{_FUNCTIONS})) ?\}}", r" \1 "),  # \text{2}, 6-5\mathrm{i}, \text{arctan}
     (rf"^{_TEXT}(-?[0-9][^{{}}]*)\}}$", r"\1"),  # \text{204 dollars}
     (r"^([`'\"]|\*+|__?)([^`'\"*]*)\1$", r"\2"),  # `5`, **204**
-    (rf"^\{{({_GROUP})\}}$", r"\1"),  # {\bf 204}
+    (r"^\{((?:\\.|[^{}\\]|\{[^{}]*\})*)\}$", r"\1"),  # {\bf 204}
     (r"(?<=[0-9])\{,\}(?=[0-9]{3}(?![0-9]))", ""),  # 11{,}111
     (r" ?(?:\\colon(?![a-z])|(?<!\\)\{:\}|:) ?", ":"),  # 12{:}30, 2\colon 3
     (rf"\\[lc]?dots{_END}|\.\.\.+", r"\\text{dots}"),  # 1,2,...,n
@@ -210,7 +206,7 @@ def quantity(text: str) -> tuple[str, tuple[str, ...]]:
     value, unit = text, ()
     if text.endswith(r"\%"):
         value, unit = text[:-2], ("%",)
-    elif number := re.fullmatch(r"\(?((?=[A-F]*[0-9])[0-9A-F]+)\)?_\{?([0-9]+)\}?", text):
+    elif number := re.fullmatch(r"\(?((?=[A-F]*[0-9])[0-9A-F]+)\)?_\{? ?([0-9]+) ?\}?", text):
         value, unit = number[1], ("_" + number[2],)
     elif match := _QUANTITY.fullmatch(text):
         words = re.findall(r"平方|立方|\\AA|\\Omega|[^\W\d_]+", match[2].replace(r"\text", ""))

@@ -173,6 +173,8 @@ f(x)=x,f(x)=-x: f(x)=\pm x  x, -x  f(x)=-x \text{ or } f(x)=x
 (-\infty,0)\cup\{1\}: x<0 \text{ or } x=1
 \lfloor n/2\rfloor: ⌊n/2⌋  \left\lfloor \frac{n}{2} \right\rfloor
 \frac{20000}{\pi}: \frac{20{,}000}{\pi}
+\log_2 3: \log_2(3)  \frac{\ln 3}{\ln 2}
+\frac{x+2}{7}: f^{-1}(x) = \frac{x+2}{7}
 6: 2(3)  (2)(3)  2\binom{3}{1}  2 \cdot 1 (3)
 x=1,y=2: (1,2)  1, 2
 16,3,1,1: 16, 3, 1, 1  x=16, y=3, z=1, w=1
