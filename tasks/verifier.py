@@ -31,15 +31,18 @@ separate the answers.
     one answer only  | 204           | 204, 204                                        | 204 or 205  205, 204  204 205
     a set            | 1,-2          | -2, 1  1 \text{ and } -2  x=1 or x=-2  \{1,-2\} | 1  1,2  2x=1, 2x=-2
     fractions        | \frac{7}{2}   | 7/2  3.5  3 1/2  3\frac{1}{2}  3½               | 31/2  3 \cdot 1/2
+    products         | 6             | 2(3)  2 \cdot 3                                 | 5  2^3  2 3
     periods          | 1/3           | 0.\overline{3}  0.(3)  0.333...  0.333333       | 0.333  0.3
     small numbers    | e^{-40}       | \frac{1}{e^{40}}  4.248e-18                     | e^{-41}  2e^{-40}  0
     roots            | \sqrt{2}      | √2  2^{1/2}  \frac{2}{\sqrt{2}}  1.414214       | 2  1.41
     complex          | -1+2i         | -1 + 2 i  2\mathrm{i}-1  i(2+i)                 | -1-2i  1+2i
     functions        | \ln 2         | ln 2  \text{ln}(2)                              | \lg 2  2
     counting         | 120           | C_{10}^3  \binom{10}{3}  A_6^3                  | C_{10}^2
-    expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2  (x+1)^2 \text{ for all } x | x^2+1  (y+1)^2
+    expressions      | (x+1)^2       | x^2+2x+1  f(x)=(x+1)^2  (x+1)^2 \text{ for all } x | x^2+1  (y+1)^2  (X+1)^2
     same left side   | N=n           | N = n                                           | N=n+1  N=2n
-    two equations    | x=1,y=2       | y=2,x=1                                         | x=2,y=1  x=1,y=3
+    both signs       | -2,1,2        | 1, \pm 2  x=1 \text{ or } x=\pm 2               | 1, 2  \pm 2
+    in order         | 3,1,1         | 3, 1, 1                                         | 3, 1  1, 1, 3
+    two equations    | x=1,y=2       | y=2,x=1  (1,2)                                  | x=2,y=1  x=1,y=3  (2,1)
     a product        | 3x+2t         | 2t+3x                                           | 3x+2  3x+2 \text{ cm}
     any integer      | \frac{\pi}{4}+k\pi | \frac{\pi}{4}+n\pi                              | \frac{\pi}{4}+2n\pi
     pair, interval   | (1,2)         | 1<x<2  \{1,2\}  P(1,2)                          | [1,2]  (2,1)
@@ -60,7 +63,8 @@ separate the answers.
     unpaid, times    | 1.5 \text{ h} | 1.5 | 90 \text{ min}  1 \text{ h } 30 \text{ min}
     unpaid, cents    | \$0.12        | 0.12                                            | 12¢
     unpaid, nouns    | 7 | 7 \text{ points} | 7 \text{ gizmos}  7N  7 \text{ pairs}
-    unpaid, counting | 10            | C_5^3                                           | C(5,3)  {}_5C_3  C^3_5
+    unpaid, counting | 10            | C_5^3                             | C(5,3)  {}_5C_3  C^3_5  {5 \choose 3}
+    unpaid, bases    | 52_8          | 52                                              | 52_{\text{eight}}
     unpaid, words    | 25            | 25                                              | twenty-five
     unpaid, print    | \ln 2         | \ln{2}                                          | \log_e 2
 

@@ -126,31 +126,50 @@ def _serve() -> None:
     replies = os.dup(1)
     os.dup2(2, 1)  # whatever the parser prints is no reply
     from latex2sympy2_extended import NormalizationConfig
-    from latex2sympy2_extended.latex2sympy2 import latex2sympy, normalize_latex
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy, latex2sympy, normalize_latex
     from latex2sympy2_extended.logic import And
     from latex2sympy2_extended.sets import FiniteSet
     from math_verify import grader
     from math_verify import verify as math_verify
-    from sympy import Basic, Eq, Float, I, Intersection, MatrixBase, Rational, Symbol, Tuple, Union, floor, log, pi
+    from sympy import Basic, Eq, Float, I, MatrixBase, Rational, Symbol, Tuple, Union, floor, log, pi
     from sympy.core.function import AppliedUndef
     from sympy.core.relational import Relational
 
     form = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
+    cases = ConversionConfig(lowercase_symbols=False)  # N is not n
     scales = {"%": Rational(1, 100), "°": pi / 180}
+    parser_product = _Latex2Sympy.convert_postfix_list
+
+    def product(self: _Latex2Sympy, factors: list, first: int = 0) -> Basic | MatrixBase:
+        """In place of the parser's, which reads every number after an integer as for 2 1/2, and 2(3) as 5."""
+        found = parser_product(self, factors, first)
+        if not isinstance(found, Rational) or first + 1 == len(factors):
+            return found
+        whole, part = (factor.getText() for factor in factors[first : first + 2])
+        if whole.isdigit() and part.startswith(r"\frac") and found < int(whole) + 1:
+            return found
+        return self.mul_flat(self.convert_postfix(factors[first]), product(self, factors, first + 1))
+
+    _Latex2Sympy.convert_postfix_list = product
 
     @lru_cache(20)  # one gold comes with many answers
     def read(text: str) -> Basic | MatrixBase | None:
         if re.search(r"[0-9)}] ?[_']", text):  # the parser would take 16_8 for 16
             return None
+        texts = [re.sub(r"^\\\{(.*\\pm.*)\\\}$", r"\1", text)]
+        while len(texts) < 16 and (sign := re.search(r"\\pm(?![a-z])", texts[0])):  # 3, 1 \pm \sqrt{2}
+            texts = [text.replace(sign[0], one, 1) for text in texts for one in "+-"]
         try:
-            parsed = latex2sympy(normalize_latex(text, form), is_real=True, normalization_config=None)
+            parsed = latex2sympy(normalize_latex(", ".join(texts), form), None, True, False, None, cases)
             parsed = parsed.xreplace({Symbol("i", real=True): I})
         except Exception:
             return None
-        if isinstance(parsed, FiniteSet) and all(map(is_inequality, parsed.args)) and len(parsed.free_symbols) == 1:
+        if len(texts) > 1 and isinstance(parsed, FiniteSet):
+            parsed = FiniteSet(*parsed.args)  # in which 3 comes once
+        if isinstance(parsed, FiniteSet) and any(map(is_inequality, parsed.args)) and len(parsed.free_symbols) == 1:
             with suppress(Exception):  # x<0 or x>1
-                join = Union if re.search(r"\bor\b", text) else Intersection
-                return join(*(part.as_set() for part in parsed.args))
+                either = re.search(r"\bor\b", text)
+                return Union(*(part.as_set() for part in parsed.args)) if either else And(*parsed.args)
         return parsed
 
     def is_inequality(parsed: Basic) -> bool:
@@ -165,7 +184,7 @@ def _serve() -> None:
             return parsed
         parts = [parsed] if isinstance(parsed, Eq) else parsed._unsorted_args
         sides = [side for part in parts for side in part.args]
-        sides = [side for side in sides if not isinstance(side, (Symbol, AppliedUndef))]
+        sides = [side for side in sides if not isinstance(side, (Symbol, AppliedUndef))] or sides[-1:]
         return sides[0] if sides and all(equal(sides[0], side) for side in sides[1:]) else None
 
     def numbers_equal(a: Basic | MatrixBase, b: Basic | MatrixBase, *_: int) -> bool:
@@ -191,10 +210,18 @@ def _serve() -> None:
     grader.sympy_numeric_eq = numbers_equal
 
     def equal(wanted: Basic | MatrixBase, found: Basic | MatrixBase) -> bool:
-        found = found if wanted.atoms(Eq) else value(found)
-        if found is None:
+        if wanted.atoms(Eq) and not found.atoms(Eq):  # x = 1, y = 2
+            names, wanted = {part.args[0] for part in wanted.args}, value(wanted)
+            wanted = Tuple(*wanted._unsorted_args) if isinstance(wanted, FiniteSet) and len(names) > 1 else wanted
+        elif not wanted.atoms(Eq):
+            found = value(found)
+        if wanted is None or found is None:
             return False
+        if isinstance(wanted, FiniteSet) and len(wanted._unsorted_args) > len(wanted.args):  # 3, 1, 1 is no set
+            wanted, found = (Tuple(*getattr(side, "_unsorted_args", [])) for side in (wanted, found))
         for matrix, other in ((wanted, found), (found, wanted)):
+            if is_inequality(matrix) and isinstance(other, (FiniteSet, Tuple)):  # -2 < x < 1 is no pair
+                return False
             if isinstance(matrix, MatrixBase) and 1 in matrix.shape and not isinstance(other, MatrixBase):
                 wanted, found = (Tuple(*matrix), other) if matrix is wanted else (other, Tuple(*matrix))
         free = [{name for name in side.free_symbols if name.name in ("k", "m", "n")} for side in (wanted, found)]
@@ -212,7 +239,9 @@ def _serve() -> None:
         scale = [scales.get(text[-1], 1) for text in (gold, answer)]
         same = False
         with suppress(Exception):
-            same = equal(wanted, found) or scale[0] != scale[1] and equal(wanted * scale[0], found * scale[1])
+            sign_counts = scale[0] == 1 != scale[1] and (wanted.has(pi) or wanted.is_number and abs(wanted) < 1)
+            same = not sign_counts and equal(wanted, found)  # a sign is dropped from 204%, and not from 1/2%
+            same = same or scale[0] != scale[1] and equal(wanted * scale[0], found * scale[1])
         return "correct" if same else "wrong"
 
     judge(r"\left(\frac{1}{2}, 2x^2-\sqrt{3}\right)", r"(0.5, -\sqrt3+2x^{2})")  # fills the parser's tables: 0.2 s

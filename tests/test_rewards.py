@@ -94,7 +94,7 @@ TABLE = {
 # A gold and answers to it, separated by two spaces; a colon stands between them.
 CORRECT = r"""
 204: n = 204  f(3)=204  \boxed{204}  \left(204\right)  204.0 \text{ cm}.  204\text{th}  204\,m  \(204\)
-204: 2.04 \cdot 10^{2}
+204: 2.04 \cdot 10^{2}  |S|=204  |AB| = 204  f^{-1}(3) = 204  204 \text{ different ways}
 204: \text{(C) } 204  $\textbf{(C)}~204$  (C) 204  204 \text{ (mod } 1000)  204 (mod 1000)
 204: \textcolor{red}{\textbf{204}}
 204: 204\%  204 percent  204 miles per hour  204元  204\text{个}  \text{204 dollars}  204^\circ\text{C}  ２０４  204\\
@@ -166,6 +166,18 @@ AC: A and C  (A),(C)  C, A
 12:30: 12 : 30  12\colon 30  12：30
 1011_2: (1011)_2  1011_{\text{2}}
 2^{1009}: 2 \cdot 2^{1008}
+f(x)=x,f(x)=-x: f(x)=\pm x  x, -x  f(x)=-x \text{ or } f(x)=x
+\frac{1+\sqrt{5}}{2},\frac{1-\sqrt{5}}{2}: \frac{1\pm\sqrt{5}}{2}  x = \frac{1 \pm \sqrt{5}}{2}
+1,2,-2: 1, \pm 2  x=1 \text{ or } x=\pm 2
+(3,2),(-3,2),(3,-2),(-3,-2): (\pm 3, \pm 2)  (3,\pm2),(-3,\pm2)
+(-\infty,0)\cup\{1\}: x<0 \text{ or } x=1
+\lfloor n/2\rfloor: ⌊n/2⌋  \left\lfloor \frac{n}{2} \right\rfloor
+\frac{20000}{\pi}: \frac{20{,}000}{\pi}
+\log_2 3: \log_2(3)  \frac{\ln 3}{\ln 2}
+\frac{x+2}{7}: f^{-1}(x) = \frac{x+2}{7}
+6: 2(3)  (2)(3)  2\binom{3}{1}  2 \cdot 1 (3)
+x=1,y=2: (1,2)  1, 2
+16,3,1,1: 16, 3, 1, 1  x=16, y=3, z=1, w=1
 \frac{1}{52!}: \frac{1}{52 \cdot 51!}
 """
 WRONG = r"""
@@ -186,6 +198,7 @@ WRONG = r"""
 7: 7 \text{ twelfths}  7 \text{ dozens}  7 \text{ lakh}  7成  7倍  7\text{M}  7K  7 \text{ pairs}  7 \text{ square}
 7: 7 \text{ percentile}  7\text{ times } 2  7\text{ base eight}  7 \text{ sixteenths}  7 \text{ squared}  7'
 7: 2x=7  x/2=7  x+y=7  x(x+1)=7  |x|=7  \sqrt{x}=7  \pi=7  3=7  7=8  7=2x  -7=x  n!=7  x^2=y=7  x^2=49, x=7
+7: x^{-1}=7  f^{-1}=7  |x|=7  -|S|=7  |S|+1=7
 16: 16_8  16_{16}  16_{\text{eight}}  (16)_8  16_8+0  \text{16}_8
 e^{-40}: e^{-40}+e^{-41}  10^{-17}
 \frac{1}{52!}: 10^{-40}  \frac{1}{51!}
@@ -221,6 +234,20 @@ x^2+1: y^2+1  x^2
 \text{No}: on  \text{Yes}
 Navin: Nivan
 (B): (C)  BC  (B)(C)  \text{(B), (C)}  \textbf{(B)} or \textbf{(C)}
+5: 2(3)  (2)(3)  2[3]  2\binom{3}{1}  3\frac{4}{2}  1(4)
+3: 2e^0
+7: 七七  一七
+24: 2\phantom{1}4  2\hspace{1cm}4  2\color{red}4  20(4)  12\frac{12}{1}
+n: N
+N=n: N=N  n=N+1
+3R^2: 3r^2
+1,-2: -2<x<1  x>-2 \text{ and } x<1
+-2<x<1: -2, 1
+1 \pm \sqrt{19}: 1-\sqrt{19} < x < 1+\sqrt{19}
+x=1,y=2: (2,1)  2, 1  1
+16,3,1,1: 16, 3, 1  16, 3, 3, 1
+1/2: \frac{1}{2}\%  0.5\%
+\frac{\pi}{6}: \frac{\pi}{6}^\circ
 correct: wrong
 """
 
