@@ -86,16 +86,16 @@ from tasks.workers import Pair, verify
 MAX_CHARS = 512  # of an answer or a gold
 
 
-def judge(golds: list, completions: list, workers: int | None = None) -> list[tuple[str | None, str]]:
-    """(answer, reason) of each (gold, completion), in order: the content of the last box, normalised and without a
-    unit, and one of the reasons above. Never raises or hangs because of what golds and completions contain.
+def judge(golds: list, responses: list, workers: int | None = None) -> list[tuple[str | None, str]]:
+    """(answer, reason) of each (gold, response), in order: the content of the last box, normalised and without a
+    unit, and one of the reasons above. Never raises or hangs because of what golds and responses contain.
 
     `workers`: processes at most (default: this rank's share of the cores, at most 8). Any thread may call; calls take
     turns. Raises ValueError if the lists differ in length, and RuntimeError if math-verify cannot be started.
     """
-    if len(golds) != len(completions):
-        raise ValueError(f"score got {len(golds)} golds and {len(completions)} completions: pass as many of both")
-    rows = [_compare(_gold_text(gold), completion) for gold, completion in zip(golds, completions)]
+    if len(golds) != len(responses):
+        raise ValueError(f"score got {len(golds)} golds and {len(responses)} responses: pass as many of both")
+    rows = [_compare(_gold_text(gold), response) for gold, response in zip(golds, responses)]
     pairs = list(dict.fromkeys(pair for _, reason, pair in rows if not reason))  # each pair once
     verdicts = verify(pairs, workers)
     return [(answer, reason or verdicts[pair]) for answer, reason, pair in rows]
@@ -154,9 +154,9 @@ def _gold_text(gold: object) -> str:
     return answers.normalise(gold)
 
 
-def _compare(gold: str, completion: object) -> tuple[str | None, str, Pair | None]:
+def _compare(gold: str, response: object) -> tuple[str | None, str, Pair | None]:
     """(answer, reason, pair). Where the reason is empty, math-verify has to judge the pair (gold, answer)."""
-    content, reason = last_box(completion)
+    content, reason = last_box(response)
     if content is None:
         return None, reason, None
     text = answers.normalise(content)

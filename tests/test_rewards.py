@@ -296,7 +296,7 @@ def test_no_answer_is_paid_for_two_integers():
 
 
 @pytest.mark.parametrize(
-    "completion, reason, answer",
+    "response, reason, answer",
     [
         ("no box, though the answer is 7", "no_box", None),
         ("Answer: 7", "no_box", None),
@@ -325,8 +325,8 @@ def test_no_answer_is_paid_for_two_integers():
         ([r"\boxed{7}"], "no_box", None),
     ],
 )
-def test_the_answer_is_the_last_box(completion, reason, answer):
-    assert score(["7"], [completion]) == [Result(float(reason == "correct"), reason, answer)]
+def test_the_answer_is_the_last_box(response, reason, answer):
+    assert score(["7"], [response]) == [Result(float(reason == "correct"), reason, answer)]
 
 
 def test_a_gold_that_no_answer_can_match_is_reported():
@@ -336,7 +336,7 @@ def test_a_gold_that_no_answer_can_match_is_reported():
 
 def test_lists_must_match():
     assert score([], []) == []
-    with pytest.raises(ValueError, match="2 golds and 1 completions"):
+    with pytest.raises(ValueError, match="2 golds and 1 responses"):
         score(["1", "2"], [box("1")])
 
 
@@ -508,8 +508,8 @@ PIECED = st.lists(st.sampled_from(PIECES), max_size=12).map("".join)
 @settings(max_examples=15, deadline=None)
 def test_no_input_raises(texts):
     n, boxed = len(texts), [box(text) if isinstance(text, str) else text for text in texts]
-    for golds, completions in ((["7"] * n, texts), (["x+1"] * n, boxed), (texts, [box("x+1")] * n)):
-        results = score(golds, completions)
+    for golds, responses in ((["7"] * n, texts), (["x+1"] * n, boxed), (texts, [box("x+1")] * n)):
+        results = score(golds, responses)
         assert len(results) == n
         reasons = {"correct", "wrong", "no_box", "unclosed", "too_long", "unparsed", "bad_gold"}
         assert {r.reason for r in results} <= reasons
@@ -571,9 +571,9 @@ def test_no_answer_keeps_another_from_its_try(tries, monkeypatch):
     """Answers that take far longer than they may come before right ones, which are paid though there is no time for
     second tries: every answer has one try of equal CPU time, in the order in which they came."""
     monkeypatch.setattr(workers, "RETRY_SECONDS", 0.0)
-    golds, completions = fractions(30)
+    golds, responses = fractions(30)
     nested = ["(" * n + "7" + ")" * n for n in range(60, 76)]
-    results = score(["1/2"] * 16 + golds, [box(answer) for answer in nested] + completions, workers=2)
+    results = score(["1/2"] * 16 + golds, [box(answer) for answer in nested] + responses, workers=2)
     assert {r.reason for r in results[:16]} <= {"timeout", "crash"}  # out of time, or of stack just before
     assert [r.reason for r in results[16:]] == ["correct"] * 30
     assert [pair[0] for pair, _ in tries] == ["1/2"] * 16 + golds
@@ -582,9 +582,9 @@ def test_no_answer_keeps_another_from_its_try(tries, monkeypatch):
 
 def test_answers_that_hang_are_tried_twice_and_last(tries, monkeypatch):
     monkeypatch.setattr(workers, "CPU_SECONDS", (0.25, 0.5))
-    golds, completions = fractions(3 * len(HOSTILE))
+    golds, responses = fractions(3 * len(HOSTILE))
     golds += [r"\frac{1}{7}"] * len(HOSTILE)
-    results = score(golds, [*completions, *map(box, HOSTILE)], workers=2)
+    results = score(golds, [*responses, *map(box, HOSTILE)], workers=2)
     assert [r.reason for r in results[: -len(HOSTILE)]] == ["correct"] * 3 * len(HOSTILE)
     assert not any(r.reward for r in results[-len(HOSTILE) :])
     first, second = tries[: len(golds)], tries[len(golds) :]
@@ -608,11 +608,11 @@ def test_memory_is_limited():
 
 
 def test_threads_at_once():
-    golds, completions = fractions(20)
+    golds, responses = fractions(20)
     results = [None] * 4
 
     def run(i):
-        results[i] = score(golds[i:] + golds[:i], completions)
+        results[i] = score(golds[i:] + golds[:i], responses)
 
     threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
     for thread in threads:
@@ -620,7 +620,7 @@ def test_threads_at_once():
     for thread in threads:
         thread.join()
     assert [[r.reward for r in rs] for rs in results] == [[1.0] * 20, *[[0.0] * 20] * 3]
-    assert [r.reward for r in score(golds, completions)] == [1.0] * 20  # the workers outlive the threads
+    assert [r.reward for r in score(golds, responses)] == [1.0] * 20  # the workers outlive the threads
 
 
 def test_the_callers_alarm_survives():
@@ -656,10 +656,10 @@ def test_an_interrupted_batch_leaves_no_reply_for_the_next():
 @pytest.mark.parametrize("send", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("role", ["starter", "judge"])
 def test_a_worker_killed_or_stopped_in_a_batch_costs_no_reward(send, role):
-    golds, completions = fractions(300)
-    assert [r.reward for r in score(golds[:10], completions[:10], workers=2)] == [1.0] * 10
+    golds, responses = fractions(300)
+    assert [r.reward for r in score(golds[:10], responses[:10], workers=2)] == [1.0] * 10
     results = []
-    thread = threading.Thread(target=lambda: results.extend(score(golds, completions, workers=2)))
+    thread = threading.Thread(target=lambda: results.extend(score(golds, responses, workers=2)))
     thread.start()
     assert wait_for(lambda: any(worker.job and worker.job != ("", "") for worker in workers._workers))
     starters, judges = workers_of(os.getpid())
@@ -715,8 +715,8 @@ def test_no_orphans_when_the_parent_is_killed(answer):
 
 
 def test_several_ranks_and_forked_children_at_once():
-    golds, completions = fractions(10)
-    assert [r.reward for r in score(golds, completions)] == [1.0] * 10  # a fork in the middle of Popen is another story
+    golds, responses = fractions(10)
+    assert [r.reward for r in score(golds, responses)] == [1.0] * 10  # a fork in the middle of Popen is another story
     busy = threading.Thread(
         target=score, args=fractions(300)
     )  # workers have jobs when the fork comes, the lock is held
@@ -724,10 +724,10 @@ def test_several_ranks_and_forked_children_at_once():
     assert wait_for(workers._lock.locked)
     with multiprocessing.get_context("fork").Pool(2) as pool:
         futures = [
-            pool.apply_async(score, (golds, completions)),
-            pool.apply_async(score, (golds, completions[1:] + completions[:1])),
+            pool.apply_async(score, (golds, responses)),
+            pool.apply_async(score, (golds, responses[1:] + responses[:1])),
         ]
-        mine = score(golds, completions)
+        mine = score(golds, responses)
         theirs = [future.get() for future in futures]
     assert [[r.reward for r in rs] for rs in (mine, *theirs)] == [[1.0] * 10, [1.0] * 10, [0.0] * 10]
     busy.join()
@@ -776,7 +776,7 @@ def my_rewards(tmp_path, monkeypatch):
 
     def write(body):
         (tmp_path / "my_rewards.py").write_text(
-            f"from rewards import Result\n\n\ndef mine(golds, completions):\n    {body}\n"
+            f"from rewards import Result\n\n\ndef mine(golds, responses):\n    {body}\n"
         )
         return load_reward("my_rewards:mine")
 
@@ -784,13 +784,13 @@ def my_rewards(tmp_path, monkeypatch):
 
 
 def test_load_reward_default_is_score():
-    golds, completions = ["7", "1/2"], [box("7"), box("0.25")]
-    assert load_reward()(golds, completions) == load_reward("rewards:score")(golds, completions)
-    assert load_reward()(golds, completions) == score(golds, completions)
+    golds, responses = ["7", "1/2"], [box("7"), box("0.25")]
+    assert load_reward()(golds, responses) == load_reward("rewards:score")(golds, responses)
+    assert load_reward()(golds, responses) == score(golds, responses)
 
 
 def test_load_reward_takes_numbers_and_results(my_rewards):
-    mine = my_rewards("return [len(c) / 2 if g == 'x' else Result(1.0, g, 'a') for g, c in zip(golds, completions)]")
+    mine = my_rewards("return [len(c) / 2 if g == 'x' else Result(1.0, g, 'a') for g, c in zip(golds, responses)]")
     assert mine(["x", "fine"], ["abc", ""]) == [Result(1.5, "custom", None), Result(1.0, "fine", "a")]
 
 
@@ -805,18 +805,18 @@ def test_load_reward_makes_plain_floats(my_rewards, body):
     [
         ("return [0.0]", "1 values"),
         ("return None", "not iterable"),
-        ("return [0.0, float('nan')]", "nan for completion 1"),
-        ("return [Result(float('inf'), 'r', None), 0]", "inf for completion 0"),
+        ("return [0.0, float('nan')]", "nan for response 1"),
+        ("return [Result(float('inf'), 'r', None), 0]", "inf for response 0"),
         ("return ['a', 'b']", "could not convert"),
         ("return [None, 1]", "float"),
         ("return [10**400, 1]", "too large"),
-        ("return dict.fromkeys([1, 2], 0.5)", "a dict has no value for each completion"),
+        ("return dict.fromkeys([1, 2], 0.5)", "a dict has no value for each response"),
         ("return {0, 1}", "a set has no"),
         ("return '10'", "a str has no"),
     ],
 )
 def test_load_reward_rejects_what_is_no_reward(my_rewards, body, message):
-    with pytest.raises(ValueError, match=f"for each of 2 completions, but: .*{message}"):
+    with pytest.raises(ValueError, match=f"for each of 2 responses, but: .*{message}"):
         my_rewards(body)(["1", "2"], ["a", "b"])
 
 
@@ -838,7 +838,7 @@ def test_load_reward_rejects_what_is_no_reward(my_rewards, body, message):
 def test_load_reward_says_in_one_line_what_to_do(tmp_path, monkeypatch, spec, reason):
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
-    (tmp_path / "my_rewards.py").write_text("def mine(golds, completions):\n    return [\n")
+    (tmp_path / "my_rewards.py").write_text("def mine(golds, responses):\n    return [\n")
     with pytest.raises(ValueError, match=f"can't be used .*{reason}.*module:function") as error:
         load_reward(spec)
     assert "\n" not in str(error.value)
@@ -850,11 +850,11 @@ def test_load_reward_lets_the_functions_own_errors_through(my_rewards):
 
 
 def test_load_reward_hands_over_lists_that_the_function_may_spoil(my_rewards):
-    golds, completions = ["1", "2"], ["a", "b"]
-    mine = my_rewards("return [float(bool(golds.pop() and completions.pop())) for _ in range(len(golds))]")
-    assert [result.reward for result in mine(golds, completions)] == [1.0, 1.0]
-    assert (golds, completions) == (["1", "2"], ["a", "b"])
+    golds, responses = ["1", "2"], ["a", "b"]
+    mine = my_rewards("return [float(bool(golds.pop() and responses.pop())) for _ in range(len(golds))]")
+    assert [result.reward for result in mine(golds, responses)] == [1.0, 1.0]
+    assert (golds, responses) == (["1", "2"], ["a", "b"])
 
 
 def test_load_reward_asks_nothing_for_a_rank_without_prompts(my_rewards):
-    assert my_rewards("return [max(len(c) for c in completions)]")([], []) == []
+    assert my_rewards("return [max(len(c) for c in responses)]")([], []) == []
