@@ -88,8 +88,9 @@ def training_step(run: Run, step: int) -> dict:
     batch = make_batch(cfg, run.method, tokens, sampler_logp, step)
 
     # 6: optimizer steps on the clipped surrogate
+    lr = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
     for group in run.optimizer.param_groups:
-        group["lr"] = cfg.lr * min(1.0, (step + 1) / max(1, cfg.lr_warmup_steps))
+        group["lr"] = lr
     with phases("update"):
         update_report = update(run, rollouts, batch, step, upper, lower)
 
@@ -97,7 +98,7 @@ def training_step(run: Run, step: int) -> dict:
     with phases("sync"):
         run.sampler.sync(policy.full_tensors())
     line = {"step": step, "entropy": entropy, "upper": upper, "lower": lower, "sampler_mismatch": mismatch}
-    line |= {"lr": group["lr"], "n_tokens": len(advantages), "overlong_penalty": penalties.mean().item()}
+    line |= {"lr": lr, "n_tokens": len(advantages), "overlong_penalty": penalties.mean().item()}
     capped = (batch.importance == IS_CAP).double().mean().item()
     line |= {"importance_weight": batch.importance.mean().item(), "importance_capped": capped}
     line |= {"schedule_state": run.schedule.state_dict()} | entropy_metrics(old.entropy, rollouts.lengths)
@@ -140,9 +141,9 @@ def make_batch(cfg: Config, method: Method, tokens: Tokens, sampler_logp: torch.
         importance = (tokens.logp - sampler_logp).exp().clamp(max=IS_CAP)  # min(π_old / π_sampler, cap)
     if trained := cfg.trained_regions():
         weights = weights * tokens.regions[trained].any(0)
-    surprising, clipped = tokens.regions[1] | tokens.regions[3], torch.zeros_like(tokens.logp, dtype=torch.int32)
-    given, marks = (tokens.logp, tokens.advantages, tokens.in_loss), method.marks(tokens)
-    return Batch(*given, weights * importance, marks, importance, surprising, clipped)
+    given = dict(old_logp=tokens.logp, advantages=tokens.advantages, in_loss=tokens.in_loss)
+    counts = dict(surprising=tokens.regions[1] | tokens.regions[3], clipped=torch.zeros_like(tokens.logp).int())
+    return Batch(**given, **counts, weights=weights * importance, marks=method.marks(tokens), importance=importance)
 
 
 def update(run: Run, rollouts: Rollouts, batch: Batch, step: int, upper: Line, lower: Line) -> dict:

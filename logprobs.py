@@ -56,7 +56,12 @@ def _compiled(function: Callable) -> Callable:
 
 def _fused(function: Callable) -> Callable:
     """Compiled for tensors on a GPU. On a CPU the vectorised operations of torch are as fast, and start at once."""
-    return lambda logits, *rest: (_compiled(function) if _on_gpu(logits) else function)(logits, *rest)
+
+    @functools.wraps(function)
+    def fused(logits, *rest):
+        return (_compiled(function) if _on_gpu(logits) else function)(logits, *rest)
+
+    return fused
 
 
 def _on_gpu(tensor: torch.Tensor) -> bool:
@@ -67,7 +72,7 @@ def _scaled(logits, temperature: float):
     return logits if temperature == 1 else logits / temperature
 
 
-def _clamp(log_p: torch.Tensor) -> torch.Tensor:
+def _clamp_(log_p: torch.Tensor) -> torch.Tensor:
     """A forbidden token has the logit −inf; 0 · ln 0 has to be 0 and not NaN."""
     return log_p.clamp_(min=torch.finfo(log_p.dtype).min)
 
@@ -77,7 +82,7 @@ def _measure(logits, tokens, temperature: float):
     """(ln π(a), H, B), [n] each."""
     log_p = _scaled(logits, temperature).log_softmax(-1)
     logp = log_p.gather(-1, tokens[:, None]).squeeze(-1)
-    p = _clamp(log_p).exp()
+    p = _clamp_(log_p).exp()
     p_log_p = log_p.mul_(p)
     entropy = -p_log_p.sum(-1)
     return logp, entropy, p_log_p.mul_(p).sum(-1) + entropy * p.square_().sum(-1)
@@ -92,7 +97,7 @@ def _reduce(logits, tokens, temperature: float, want_entropy: bool, kept: torch.
     logp = (logits.gather(-1, tokens[:, None]) - log_z).squeeze(-1)
     entropy = None
     if want_entropy or kept is not None:
-        log_p = _clamp(logits - log_z)
+        log_p = _clamp_(logits - log_z)
         p = log_p.exp()
         if kept is not None:
             kept.copy_(-p)
@@ -108,7 +113,7 @@ def _gradient(logits, temperature: float, log_z, entropy, grad, grad_entropy, dt
     log_p = logits.neg().to(grad.dtype).log() if log_z is None else _scaled(logits, temperature) - log_z[:, None]
     if entropy is None:
         return log_p.exp_().mul_(-grad[:, None]).to(dtype)
-    p = _clamp(log_p).exp()
+    p = _clamp_(log_p).exp()
     return log_p.add_(entropy[:, None]).mul_(grad_entropy[:, None]).add_(grad[:, None]).mul_(p.neg_()).to(dtype)
 
 

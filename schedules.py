@@ -6,13 +6,12 @@ A schedule answers one question at each step k = 0 … T−1: which two lines ε
     upper, lower = schedule(step, entropy)     # `entropy`: this step's mean, in nats; only od looks at it
     state = schedule.state_dict()              # small and JSON-able; od has to be restored with it on resume
 
-ε, U and M are the lines of clipping.py. The first phase, k ≤ φT, is the share φ of the run, ½ in the paper, where λ =
-1 − 2k/T. In general λ falls in a straight line from 1 to 0 in the first phase, and in another one from 0 to −1 in the
-second. upper-const, lower-const and id-up are controls and not the paper's: U's and M's widths without their dependence
-on p, and ID without its second phase.
+ε, U and M are the lines of clipping.py. upper-const, lower-const and id-up are controls and not the paper's: U's and
+M's widths without their dependence on p, and ID without its second phase.
 """
 
 import math
+from typing import NamedTuple
 
 from clipping import CLIP_HIGHER, EPS, Line, M, U
 
@@ -22,12 +21,28 @@ def mix(weight: float, a: Line, b: Line) -> Line:
     return a if a == b else (weight * a[0] + (1 - weight) * b[0], weight * a[1] + (1 - weight) * b[1])
 
 
-class Schedule:
-    """In each of two phases the lines go from those at its start to those at its end. The weight of the former is λ in
-    the first phase, where λ falls from 1 to 0, and 1 + λ in the second, where it falls to −1. A schedule in FIXED has
-    the same lines all the time. There is no state."""
+Lines = tuple[Line, Line]  # above, below
 
-    def __init__(self, phases: tuple, total_steps: int, phase_share: float):
+
+class Phase(NamedTuple):
+    """The lines at its first step and at its last one. Between them they move on a straight line."""
+
+    start: Lines
+    end: Lines
+
+
+class Schedule:
+    """Two phases. The lines, above ; below, at step k of T, with λ = 1 − 2k/T, are
+
+              first half, λ from 1 to 0      second half, λ from 0 to −1
+        id    λU + (1−λ)ε ; ε                ε ; (1+λ)M − λε
+        did   λε + (1−λ)U ; ε                U ; (1+λ)M − λε
+
+    The start of a phase has the weight λ, or in the second phase 1 + λ. If the first phase is another share φ of the
+    run than the paper's half, λ falls to 0 at k = φT on one straight line, and then to −1 on another. A schedule in
+    FIXED has the same lines all the time. There is no state."""
+
+    def __init__(self, phases: tuple[Phase, Phase], total_steps: int, phase_share: float):
         self.phases, self.first = phases, phase_share * total_steps
         self.second = total_steps - self.first
 
@@ -81,7 +96,7 @@ class OD(Schedule):
         self.raising, self.h_init = state["raising"], state["h_init"]
 
 
-FIXED = {  # (above, below)
+FIXED: dict[str, Lines] = {
     "static": (EPS, EPS),
     "clip-higher": (CLIP_HIGHER, EPS),
     "upper": (U, EPS),
@@ -89,10 +104,10 @@ FIXED = {  # (above, below)
     "upper-const": ((0.0, U[1]), EPS),
     "lower-const": (EPS, (0.0, M[1])),
 }
-TWO_PHASE = {  # ((above, below) at the start, (above, below) at the end) of the first phase, and of the second one
-    "id": (((U, EPS), (EPS, EPS)), ((EPS, M), (EPS, EPS))),  # λU + (1−λ)ε ; ε, and then ε ; (1+λ)M − λε
-    "id-up": (((U, EPS), (EPS, EPS)), ((EPS, EPS), (EPS, EPS))),  # λU + (1−λ)ε ; ε, and then ε ; ε
-    "did": (((EPS, EPS), (U, EPS)), ((U, M), (U, EPS))),  # λε + (1−λ)U ; ε, and then U ; (1+λ)M − λε
+TWO_PHASE = {
+    "id": (Phase((U, EPS), (EPS, EPS)), Phase((EPS, M), (EPS, EPS))),
+    "id-up": (Phase((U, EPS), (EPS, EPS)), Phase((EPS, EPS), (EPS, EPS))),  # id's control, without its second phase
+    "did": (Phase((EPS, EPS), (U, EPS)), Phase((U, M), (U, EPS))),
 }
 SCHEDULES = (*FIXED, *TWO_PHASE, "od")
 
@@ -112,5 +127,5 @@ def make_schedule(name: str, total_steps: int, phase_share: float = 0.5, od_rati
             raise ValueError(f"{option} must lie strictly between 0 and 1, got {share}")
     if name == "od":
         return OD(total_steps, od_ratio)
-    phases = TWO_PHASE[name] if name in TWO_PHASE else ((FIXED[name], FIXED[name]),) * 2
+    phases = TWO_PHASE[name] if name in TWO_PHASE else (Phase(FIXED[name], FIXED[name]),) * 2
     return Schedule(phases, total_steps, phase_share)

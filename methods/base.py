@@ -43,9 +43,12 @@ class Method:
         """Looks at the mean entropy of rollout batch `step`, in nats; methods/target.py does."""
 
     def weights(self, tokens: Tokens, generator: torch.Generator | None) -> torch.Tensor:
+        """[N], what each token's loss is multiplied by. A token of weight 0 is not trained. `generator`: for methods
+        that choose tokens at random."""
         return torch.ones_like(tokens.logp)
 
     def marks(self, tokens: Tokens) -> torch.Tensor:
+        """[N], one number per token for the method's own `loss`, which gets those of its tokens."""
         return torch.zeros_like(tokens.logp)
 
     def loss(self, old_logp, logp, advantages, mask, upper: Line, lower: Line, marks=None, entropy=None):

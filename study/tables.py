@@ -422,7 +422,7 @@ def shape_table(studies: dict[str, Runs]) -> str:
             ("ID: half-time / GRPO's with the same seed", "≥ 1.3", [shape["half-time"] for shape in shapes]),
             ("ID: end / peak", "≤ 0.8", [shape["fall"] for shape in shapes]),
             ("GRPO: end / start", "≤ 1", of("static", lambda curve: curve[-1])),
-            ("DID: lowest of the first half / start", "≤ 1", of("did", lambda curve: curve[: len(curve) // 2].min())),
+            ("DID: lowest of the first half / start", "≤ 0.9", of("did", lambda curve: curve[: len(curve) // 2].min())),
             ("DID: peak / start", "≥ 1.2", of("did", max)),
             ("DID: end / peak", "≤ 0.8", of("did", lambda curve: curve[-1] / max(curve))),
             ("OD: turns of at least 0.1 times the start", "≥ 2", of("od", lambda curve: turns(list(curve), 0.1))),

@@ -153,7 +153,7 @@ def test_files_to_copy():
     allowed = {
         "clipping.py": {"torch"},
         "logprobs.py": {"torch", "typing", "collections.abc", "functools", "itertools"},
-        "schedules.py": {"math", "clipping"},
+        "schedules.py": {"math", "typing", "clipping"},
         "methods/base.py": {"math", "dataclasses", "torch", "clipping"},
         "methods/target.py": {"math", "methods.base"},
     }

@@ -42,10 +42,12 @@ def farewell(cfg: Config, directory: Path) -> str:
     plot_runs([directory, *([beside] if beside else [])], directory / "curves.png", bands)
     models = f"{cfg.model} {directory / 'model'}"
     score = f"\nscore   python evaluate.py --model {models} --benchmarks gsm8k --samples 4 --max-new-tokens 1024"
+    n = max(1, cfg.total_steps // WINDOWS)
+    first, last = np.mean(run["reward"][:n]), np.mean(run["reward"][-n:])
     minutes = sum(seconds["step"] for seconds in run["seconds"]) / 60
     return (
-        f"{cfg.total_steps} steps of {cfg.label} in {minutes:.1f} min: "
-        f"reward {run['reward'][0]:.3f} -> {run['reward'][-1]:.3f}\n{text}{entropy_table(entropy | bands)}\n"
+        f"{cfg.total_steps} steps of {cfg.label} in {minutes:.1f} min: reward {first:.3f} -> {last:.3f}, the means of "
+        f"the first and the last {n} steps\n{text}{entropy_table(entropy | bands)}\n"
         f"curves  {directory / 'curves.png'}\nmodel   {directory / 'model'}\nmetrics {directory / 'metrics.jsonl'}"
         + (score if cfg.preset == "small" else "")
     )

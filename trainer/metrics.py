@@ -14,8 +14,8 @@ on all ranks. Entropies and log-probabilities are in nats.
     response_length            mean tokens of a response
     truncated                  share of the responses that were cut off at the length limit
     overlong_penalty           mean of the length penalty (--overlong-buffer)
-    clip_frac_high             share of the trained tokens whose gradient was cut at the upper bound, over all optimizer
-                               steps; trained are those in the loss whose weight is not 0
+    clip_frac_high             share of the trained tokens beyond the upper bound, where GRPO's gradient is 0, over all
+                               optimizer steps; trained are those in the loss whose weight is not 0
     clip_frac_low              the same at the lower bound
     clipped                    of the tokens clipped above: their mean p_old (clip_high_p) and their share in E2
                                (clip_high_E2); of those clipped below: clip_low_p, and their share in E4 (clip_low_E4)
