@@ -6,9 +6,10 @@
     python -m study.reproduce --draw             # figures and tables from the committed results/*.jsonl alone
 
 A run is a command of study.softmax (a quarter of a minute on one core) or of grpo.py (over a minute), and a seed. What
-it logged is thinned, so that a point is the mean over a window of steps. It becomes one line of results/EXPERIMENT.jsonl,
-with the command. Runs that are there already are not made again, so an interrupted study goes on. figures.py and
-tables.py show the lines. The runs of a pretrained model are made only by --only words: one seed, half an hour each.
+it logged is thinned, so that a point is the mean over a window of steps. It becomes one line of
+results/EXPERIMENT.jsonl, with the command. Runs that are there already are not made again, so an interrupted study goes
+on. figures.py and tables.py show the lines. The runs of a pretrained model are made only by --only words: one seed,
+half an hour each.
 """
 
 import argparse
