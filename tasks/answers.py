@@ -144,8 +144,10 @@ EDITS = [
     (r"(\.[0-9]*?)([0-9])\2\2+\\text\{dots\}$", r"\1\\overline{\2}"),  # 0.333...
     (r"([0-9]*)\.([0-9]*)\\(?:overline|bar) ?(?:\{([0-9]+)\}|([0-9]))(?![_0-9])", _periodic_number),  # 0.\overline{3}
     # signs that are units, which go to the end as words
-    # \$12.50, £12
-    (rf"^([+-]?) ?{_MONEY} ?([-0-9.\\].*)$", lambda match: rf"{match[1]}{match[3]}\text{{{match[2] or 'dollar'}}}"),
+    (  # \$12.50, £12
+        rf"^([+-]?) ?{_MONEY} ?((?!\\text)[-0-9.\\].*)$",
+        lambda match: rf"{match[1]}{match[3]}\text{{{match[2] or 'dollar'}}}",
+    ),
     # MATH: 90^\circ
     (rf" ?(?:\^ ?\{{? ?\\(?:circ|degree) ?\}}?|\\degree) ?(?:[CF]|{_TEXT}[CF] ?\}})?$", r"\\text{degree}"),
 ]
