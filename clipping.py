@@ -58,17 +58,17 @@ def line_bounds(logp, response_mask, upper: Line, lower: Line) -> tuple[torch.Te
     return 1 - threshold(p, lower), 1 + threshold(p, upper)
 
 
-def clip_side(ratio, low, high, advantages, response_mask) -> torch.Tensor:
+def clip_side(ratio, advantages, response_mask, low, high) -> torch.Tensor:
     """int8: 1 where Â > 0 and r > `high`, −1 where Â < 0 and r < `low`, else 0. There PPO's clip cuts the gradient."""
     above, below = (advantages > 0) & (ratio > high), (advantages < 0) & (ratio < low)
     return (above.to(torch.int8) - below.to(torch.int8)) * response_mask
 
 
-def clipped_at(low, high, old_logp, logp, advantages, response_mask):
+def clipped_at(old_logp, logp, advantages, response_mask, low: torch.Tensor, high: torch.Tensor):
     """`clipped_surrogate` for any bounds of the ratio, one pair a token, without gradient."""
     _, ratio = ratios(old_logp, logp, response_mask)
     surrogate = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages)
-    return torch.where(response_mask, -surrogate, 0.0), clip_side(ratio, low, high, advantages, response_mask)
+    return torch.where(response_mask, -surrogate, 0.0), clip_side(ratio, advantages, response_mask, low, high)
 
 
 def clipped_surrogate(
@@ -82,7 +82,7 @@ def clipped_surrogate(
     """The PPO-clip objective with thresholds that are lines in p, as a loss to minimise. Returns each token's loss and
     its `clip_side`, both 0 where a token does not count. The caller divides the sum of the losses by the number of
     tokens, once, over all ranks."""
-    return clipped_at(*line_bounds(logp, response_mask, upper, lower), old_logp, logp, advantages, response_mask)
+    return clipped_at(old_logp, logp, advantages, response_mask, *line_bounds(logp, response_mask, upper, lower))
 
 
 # ----------------------------------------------------------------------------------------- entropy and the four regions

@@ -77,7 +77,7 @@ class BoundedInPOld(Method):
 
     def loss(self, old_logp, logp, advantages, mask, upper: Line, lower: Line, marks=None, entropy=None):
         p_old = torch.where(mask, old_logp, 0.0).exp()
-        return clipped_at(*self.bounds(p_old), old_logp, logp, advantages, mask)
+        return clipped_at(old_logp, logp, advantages, mask, *self.bounds(p_old))
 
 
 def top_share(values: torch.Tensor, in_loss: torch.Tensor, share: float) -> torch.Tensor:

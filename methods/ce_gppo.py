@@ -20,6 +20,6 @@ class CEGPPO(Method):
     def loss(self, old_logp, logp, advantages, mask, upper, lower, marks=None, entropy=None):
         _, ratio = ratios(old_logp, logp, mask)
         (low, high), frozen = line_bounds(logp, mask, upper, lower), ratio.detach()
-        side = clip_side(frozen, low, high, advantages, mask)
+        side = clip_side(frozen, advantages, mask, low, high)
         scale = torch.where(side > 0, self.beta2 * high / frozen, torch.where(side < 0, self.beta1 * low / frozen, 1.0))
         return torch.where(mask, -scale * ratio * advantages, 0.0), side

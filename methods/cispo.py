@@ -18,4 +18,4 @@ class CISPO(Method):
     def loss(self, old_logp, logp, advantages, mask, upper, lower, marks=None, entropy=None):
         _, ratio = ratios(old_logp, logp.detach(), mask)
         loss = -ratio.clamp(max=self.cap) * advantages * torch.where(mask, logp, 0.0)
-        return torch.where(mask, loss, 0.0), clip_side(ratio, 0.0, self.cap, advantages, mask)
+        return torch.where(mask, loss, 0.0), clip_side(ratio, advantages, mask, 0.0, self.cap)

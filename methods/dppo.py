@@ -36,5 +36,5 @@ class DPPOKL(Method):
         p_old, p = (torch.where(mask, x.detach(), 0.0).exp() for x in (old_logp, logp))
         others = (1 - p_old).clamp(min=self.tiny) / (1 - p).clamp(min=self.tiny)
         far = (1 - p_old) * others.log() - p_old * log_ratio.detach() > self.delta
-        side = clip_side(ratio.detach(), 1.0, 1.0, advantages, mask & far)
+        side = clip_side(ratio.detach(), advantages, mask & far, 1.0, 1.0)
         return torch.where(mask & (side == 0), -ratio * advantages, 0.0), side

@@ -32,4 +32,4 @@ class GSPO(Method):
         total, count = sums.index_add(1, which, torch.stack([log_ratio, mask.to(log_ratio.dtype)]))
         log_s = (total / count.clamp(min=1))[which]  # [n]
         low, high = 1 - self.eps_low, 1 + self.eps_high
-        return clipped_at(low, high, torch.zeros_like(log_s), log_s, advantages, mask)
+        return clipped_at(torch.zeros_like(log_s), log_s, advantages, mask, low, high)
