@@ -61,7 +61,6 @@ PRESETS = {
         mini_batches=8,
         epochs=4,
         micro_batch_tokens=4096,
-        vllm_gpu_memory=0.6,
         vllm_max_num_seqs=256,
         save_every=25,
     ),
