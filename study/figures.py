@@ -41,6 +41,7 @@ COLORS = {
     "entropic": "#009E73",
     "entrocraft": "#E69F00",
     "stare": "#CC79A7",
+    "repo-r": "#56B4E9",
     "E1": "#0072B2",
     "E2": "#D55E00",
     "E3": "#E69F00",
@@ -213,7 +214,7 @@ def draw_targets(studies: dict[str, Runs], out: Path) -> None:
         if tracked := runs.get("track"):
             target = np.mean([line["curves"]["target"] for line in tracked], axis=0)
             axis.plot(tracked[0]["curves"]["step"], target, color="black", linestyle="--", label="target")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside lower center", ncols=8, fontsize=8)
     save(figure, out / "targets.png")
 
 
