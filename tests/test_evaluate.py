@@ -228,6 +228,12 @@ def test_a_hub_model_is_known_by_its_commit(questions, tmp_path, monkeypatch):
     assert settings["models"] == {"someone/model": commit} and len(lines) == 12
 
 
+def test_samples_of_version_02_are_read(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"sampling": {}}\n{"question": 0, "completions": [{"text": "5"}]}\n')
+    _, row = evaluate.read_samples(tmp_path / "samples.jsonl")
+    assert row == {"question": 0, "responses": [{"text": "5"}]}
+
+
 def test_rescore_gives_todays_verdicts_without_sampling(evaluated, tmp_path):
     out, _ = evaluated
     settings, lines = samples(out)
@@ -343,7 +349,7 @@ def test_an_error_ends_every_rank(tmp_path):
         ("results.json", "{}", ["--rescore", "--output", "."], "No such file"),
         ("samples.jsonl", "", ["--rescore", "--output", "."], "holds no responses"),
         ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--output", "."], "holds no responses"),
-        ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--output", "."], "line 2 is not JSON"),
+        ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--output", "."], "2 is not a JSON object"),
     ],
 )
 def test_files_that_are_not_ours_or_hold_nothing(name, text, flags, message, tmp_path, monkeypatch, capsys):
