@@ -209,10 +209,10 @@ def read_samples(path: Path) -> Iterator[dict]:
         for number, line in enumerate(file, 1):
             if line.endswith(b"\n"):
                 try:
-                    row = dict(json.loads(line))
-                except (ValueError, TypeError):
-                    raise ValueError(f"{path} line {number} is not a JSON object: remove it") from None
-                if "completions" in row:  # of version 0.2
+                    row = json.loads(line)
+                except ValueError:
+                    raise ValueError(f"{path} line {number} is not JSON: remove it") from None
+                if row and "completions" in row:  # of version 0.2
                     row["responses"] = row.pop("completions")
                 yield row
 

@@ -349,7 +349,7 @@ def test_an_error_ends_every_rank(tmp_path):
         ("results.json", "{}", ["--rescore", "--output", "."], "No such file"),
         ("samples.jsonl", "", ["--rescore", "--output", "."], "holds no responses"),
         ("samples.jsonl", '{"sampling": {}}\n{"half a', ["--rescore", "--output", "."], "holds no responses"),
-        ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--output", "."], "2 is not a JSON object"),
+        ("samples.jsonl", '{"sampling": {}}\n{"half a\n{}\n', ["--rescore", "--output", "."], "line 2 is not JSON"),
     ],
 )
 def test_files_that_are_not_ours_or_hold_nothing(name, text, flags, message, tmp_path, monkeypatch, capsys):
