@@ -325,7 +325,7 @@ def test_the_policy_gradient_vanishes_with_entropy(z):
     assert (p * norms).sum() <= spread.clamp(min=0).sqrt() + 1e-12
 
 
-# ---------------------------------------------------------------------------- -----------------7  gains on the regions
+# --------------------------------------------------------------------------------------------- 7  gains on the regions
 
 
 @settings(deadline=None)  # a busy machine is not a failure

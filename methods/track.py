@@ -28,7 +28,7 @@ class Track(TargetMethod):
     stable for (kp + ki / 2) b < 2, that is for b < 0.49. Its time constant is 1 / (kp b) steps. Its damping
     (kp / 2) sqrt(b / ki) is above 0.6 from b = 0.02 on. kp and ki were chosen for this range of b, not by runs. A large
     model at a small learning rate, say b = 0.02, lags by about a dozen steps. If H swings, lower kp; if it trails,
-    raise it.
+    raise kp.
     """
 
     def __init__(self, target: Target, kp: float = 4.0, ki: float = 0.2):
