@@ -1,6 +1,6 @@
 """Benchmarks: ratios of things measured side by side, in turns, in one process or one command. Each prints a table.
 
-./torchrun.sh python -m study.bench update        # what moving thresholds and the diagnostics cost
+./torchrun.sh python -m study.bench update        # what moving thresholds, every method and the diagnostics cost
 ./torchrun.sh python -m study.bench logits        # log-probabilities in chunks against the plain way: time and memory
 ./torchrun.sh python -m study.bench padding       # tokens wasted by micro-batch plans
 ./torchrun.sh python -m study.bench rollout       # tokens per second of both samplers
@@ -34,7 +34,7 @@ from transformers import AutoConfig, AutoTokenizer, Qwen2Config, Qwen2ForCausalL
 from clipping import EPS, M, U, region_masks
 from grpo import group_advantages, make_batch, update
 from logprobs import token_logp, token_stats
-from methods import Tokens
+from methods import METHODS, Tokens, make_method
 from sample import Sampling, make_sampler
 from tasks import tiny
 from trainer.batching import micro_batches, plan_micro_batches
@@ -106,6 +106,13 @@ def bench_update(args: argparse.Namespace) -> None:
     def updated(upper, lower):
         update(run, rollouts, batch, 0, upper, lower)
 
+    def updated_by(name: str) -> Callable[[], None]:
+        """The same by another method; one with a target acts on the first step's entropy."""
+        other = SimpleNamespace(cfg=cfg, policy=policy, optimizer=optimizer, method=make_method(name))
+        other.method.observe(0, float(old.entropy.mean()))
+        given = make_batch(cfg, other.method, tokens, rollouts.sampler_logp, 0)
+        return lambda: update(other, rollouts, given, 0, EPS, EPS)
+
     @torch.no_grad()
     def logp_only():
         everything = torch.arange(len(rollouts.rewards))
@@ -130,6 +137,7 @@ def bench_update(args: argparse.Namespace) -> None:
     contestants = {"static": lambda: updated(EPS, EPS), "id": lambda: updated(U, M)}
     contestants |= {"log-probabilities": logp_only, "with diagnostics": diagnosed, "which tokens": counted}
     contestants |= {"rollout": lambda: collect(cfg, environment, sampler, phases, 0, 0)}
+    contestants |= {name: updated_by(name) for name in METHODS if name != "grpo"}
     seconds = side_by_side(contestants, args.repeats)
     step = [sum(parts) for parts in zip(seconds["static"], seconds["log-probabilities"], seconds["rollout"])]
     extra = [b - a for a, b in zip(seconds["log-probabilities"], seconds["with diagnostics"])]
@@ -140,6 +148,7 @@ def bench_update(args: argparse.Namespace) -> None:
         ("step without diagnostics, s", spread(step)),
         ("entropy, B and regions / that step", ratio(extra, step)),
         ("which tokens are clipped / that step", ratio(seconds["which tokens"], step)),
+        *((f"update, {name} / static", ratio(seconds[name], seconds["static"])) for name in METHODS if name != "grpo"),
     )
     end_distributed()
 

@@ -21,7 +21,7 @@ from methods.dcpo import DCPO
 from methods.dppo import DPPOTV
 from schedules import SCHEDULES
 from study import tables
-from study.tables import BENCHES, WIDTH, Runs, alive, at, correct, held, name_of, pass32, spread
+from study.tables import BENCHES, PRETRAINED, WIDTH, Runs, alive, at, correct, held, name_of, ordered, pass32, spread
 
 PAPER = Path(__file__).parent / "results" / "paper_entropy_curves.csv"  # read off the authors' plot
 
@@ -375,15 +375,20 @@ def draw_regions(studies: dict[str, Runs], out: Path) -> None:
 
 
 def draw_words(studies: dict[str, Runs], out: Path) -> None:
-    """A pretrained language model, one run each."""
-    figure, (axes,) = grid(1, 4)
+    """A pretrained language model, taught a rule, and paid by a coin toss."""
+    names = [name for name in PRETRAINED if name in studies]
+    figure, axes = grid(len(names), 4)
     titles = {"entropy": "entropy (nats)", "correct": "share of correct responses", "clip_frac_high": "clipped above"}
-    for axis, (key, title) in zip(axes, (titles | {"clip_frac_low": "clipped below"}).items()):
-        panel(axis, studies["words"], ["static", "id", "od", "track"], key, title, ylim=(0, None))
-    for line in studies["words"]["track"]:
-        curves = line["curves"]
-        axes[0].plot(curves["step"], curves["target"], color="black", linestyle="--", label="its target")
-    axes[0].legend(fontsize=8)
+    for row, name in zip(axes, names):
+        runs = studies[name]
+        for axis, (key, title) in zip(row, (titles | {"clip_frac_low": "clipped below"}).items()):
+            panel(axis, runs, ordered(runs), key, title, ylim=(0, None))
+        row[0].set(title=f"{PRETRAINED[name]}: entropy (nats)")
+        row[0].title.set_fontsize(9)
+        if tracked := runs.get("track"):
+            target = np.mean([line["curves"]["target"] for line in tracked], axis=0)
+            row[0].plot(tracked[0]["curves"]["step"], target, color="black", linestyle="--", label="target of track")
+    axes[0, 0].legend(fontsize=8)
     save(figure, out / "words.png")
 
 

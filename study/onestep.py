@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from clipping import entropy_change, region_masks
 from logprobs import token_stats
 from study.softmax import PRESETS, Settings, SoftmaxPolicy
-from tasks import tiny, words
+from tasks import tiny
 from trainer.config import REGIONS
 from trainer.data import load_problems
 
@@ -120,5 +120,5 @@ if __name__ == "__main__":
     response = tiny.FREE + tiny.BOXED + 3  # two tokens of the box, and <eos>
     table("transformer, built-in task", transformer(tiny.ensure_model(), prompts, response, 0, args.tokens))
     if args.words_task:
-        prompts = [row["problem"] for row in load_problems(str(args.words_task / "data.jsonl"))]
-        table("pretrained, words", transformer(args.words_task, prompts[:: len(words.KINDS)], 4, 0, args.tokens))
+        prompts = [row["problem"] for row in load_problems(str(args.words_task / "data.jsonl"))][::4]
+        table("pretrained, words", transformer(args.words_task, prompts, 8, 0, args.tokens))

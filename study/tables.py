@@ -70,6 +70,10 @@ WIDTH = {  # what a bound depends on beside a constant of its width: {label: (on
     "lower-const": ("nothing", "", "low"),
     "lower": ("p", "lower-const", "low"),
 }
+PRETRAINED = {  # the experiments with a pretrained model, and what they are called
+    "words": "SmolLM2-135M, alliteration",
+    "words-coin": "SmolLM2-135M, a coin toss as the reward",
+}
 RARE = {"high": "E2", "low": "E4"}  # the region of the surprising tokens that a side clips
 
 
@@ -138,6 +142,12 @@ def holm(p: dict[str, float], level: float = 0.05) -> set[str]:
 def at(line: dict, key: str, share: float) -> float:
     """The value of a thinned curve at a share of the run."""
     return float(np.interp(share * line["steps"], line["curves"]["step"], line["curves"][key]))
+
+
+def late(line: dict, key: str) -> float:
+    """The mean of a thinned curve over the last quarter of the run."""
+    curve = line["curves"][key]
+    return float(np.mean(curve[3 * len(curve) // 4 :]))
 
 
 def held(line: dict) -> float:
@@ -471,6 +481,23 @@ def explode_table(runs: Runs) -> str:
     return table(title, [*head, "correct at the end", "− GRPO"], rows, f"Comparisons in a column: {len(against)}.")
 
 
+def pretrained_table(name: str, runs: Runs) -> str:
+    """A pretrained model: what each method did to entropy and to the share of correct responses."""
+    against = dict.fromkeys((label for label in ordered(runs) if label != "static"), "static")
+    measures = [held, lambda line: late(line, "entropy") / line["h_init"], lambda line: late(line, "correct")]
+    found = [tested(runs, against, measure) for measure in measures]
+    rows = []
+    for label in ordered(runs):
+        cells = [name_of(label), str(len(runs[label]))]
+        for measure, minus in zip(measures, found):
+            cells += [cell(runs[label], measure, 2), minus.get(label, "")]
+        rows.append([*cells, *clip_cells(runs[label], "high"), *clip_cells(runs[label], "low")])
+    head = ["method", "seeds", "mean H / first H", "− GRPO", "late H / first H", "− GRPO", "late correct", "− GRPO"]
+    head += ["clipped above, %", "their p", "in E2, %", "below, %", "their p", "in E4, %"]
+    note = f"Late: the mean over the last quarter of the steps. {comparisons(runs, against)}"
+    return table(f"{name}: {PRETRAINED[name]}", head, rows, note)
+
+
 def write(studies: dict[str, Runs], path: Path) -> None:
     names = [name for name in BENCHES if name in studies]
     tables = [sources_table(studies), readme_table(studies)]
@@ -483,5 +510,6 @@ def write(studies: dict[str, Runs], path: Path) -> None:
     tables += [midtraining_table(name, studies[name]) for name in ("linear", "linear-slow") if name in studies]
     tables += [region_table(name, runs) for name, runs in studies.items() if name.startswith("regions")]
     tables += [explode_table(studies["explode"])] if "explode" in studies else []
+    tables += [pretrained_table(name, studies[name]) for name in PRETRAINED if name in studies]
     path.write_text("\n".join([HEAD, *tables]) + "\n")
     print(path)

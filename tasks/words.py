@@ -1,35 +1,47 @@
-r"""A pretrained language model on a task with many right answers: a word that begins with a given letter.
+r"""A pretrained language model on a rule with many right answers and free tokens: alliteration.
 
     python -m tasks.words --output runs/words-task        # SmolLM2-135M-Instruct, or --model; and data.jsonl
     python grpo.py --preset tiny --model runs/words-task --data runs/words-task/data.jsonl --reward tasks.words:score \
-        --sampler transformers --schedule id --max-response-tokens 4 --prompts-per-step 8 --group-size 8 \
-        --mini-batches 1 --epochs 4 --lr 1e-5
+        --sampler transformers --schedule id --max-response-tokens 8 --prompts-per-step 4 --group-size 8 \
+        --mini-batches 4 --epochs 1 --lr 1e-4
 
-Prompt: A word that begins with B is ". Response: four tokens, right if they begin with a closed word, as `banana".`, of
-three letters or more of which the first is that letter; nobody checks the spelling. The model starts with one right in
-seven and an entropy of 4.3 nats, 5.9 in the first token. As in the paper's runs, and unlike in tasks/tiny.py,
-nothing was trained for the task, and nearly all of a large vocabulary is rare.
+Prompt: The river. Response: eight tokens, right if two different words side by side begin with the same letter, as
+"gently glides". The model starts with a quarter of them right and an entropy of 3.8 nats. As in the paper's runs, and
+unlike in tasks/tiny.py, nothing was trained for the task, and nearly all of a large vocabulary is rare.
+
+The control is --reward tasks.words:coin, which tosses a coin for each response. It teaches nothing, so only chance and
+the clip move the policy.
 """
 
 import argparse
 import json
+import random
 import re
-import string
 from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import Result
 
-KINDS = ("word", "noun", "verb", "name", "adjective")
+NOUNS = (
+    "cat dog king queen house river mountain doctor teacher farmer soldier ship train city village garden forest ocean "
+    "storm winter summer child mother father brother sister friend stranger letter book song story machine engine "
+    "window door street bridge"
+).split()  # each is one token of SmolLM2
 
 
 def score(golds: list, responses: list) -> list[Result]:
-    """Reward 1 for a right response, for --reward tasks.words:score. A gold is the letter."""
-    words = [re.match(r'([A-Za-z]{3,})[".,]', response) for response in responses]
-    answers = [word[1].lower() if word else None for word in words]
-    right = [answer is not None and answer[0] == gold for gold, answer in zip(golds, answers, strict=True)]
-    return [Result(float(ok), "correct" if ok else "wrong", answer) for ok, answer in zip(right, answers)]
+    """Reward 1 for a right response, for --reward tasks.words:score. The golds are not looked at."""
+    words = [re.findall("[a-z]+", response.lower()) for response in responses]
+    right = [any(a[0] == b[0] and a != b for a, b in zip(found, found[1:])) for found in words]
+    return [Result(float(ok), "correct" if ok else "wrong", None) for ok in right]
+
+
+def coin(golds: list, responses: list) -> list[Result]:
+    """Reward 0 or 1 by chance, for --reward tasks.words:coin; the reasons are those of `score`. The same batch of
+    responses gets the same rewards, so that a resumed run is the same."""
+    toss = random.Random(repr(responses))
+    return [result._replace(reward=float(toss.random() < 0.5)) for result in score(golds, responses)]
 
 
 def build(model: str, out: Path) -> None:
@@ -38,11 +50,7 @@ def build(model: str, out: Path) -> None:
     tokenizer.chat_template = "{{ messages[-1]['content'] }}"  # without --data's usual request for a \boxed answer
     tokenizer.save_pretrained(out)
     AutoModelForCausalLM.from_pretrained(model).save_pretrained(out)
-    rows = [
-        {"problem": f'A{"n" * (kind[0] in "aeiou")} {kind} that begins with {letter} is "', "answer": letter.lower()}
-        for letter in string.ascii_uppercase
-        for kind in KINDS
-    ]
+    rows = [{"problem": f"The {noun}", "answer": "an alliteration"} for noun in NOUNS]
     (out / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

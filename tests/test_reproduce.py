@@ -10,7 +10,7 @@ import pytest
 from methods import Target
 from study import reproduce, softmax
 from study.figures import draw
-from study.reproduce import EXPERIMENTS, FIRST_SEED, ONE_SEED, Study, parts, summarize
+from study.reproduce import EXPERIMENTS, FIRST_SEED, Study, parts, summarize
 from study.tables import (
     comparisons,
     correct,
@@ -112,7 +112,7 @@ def test_committed_results_are_runs_of_the_commands():
     studies.pop("sanity", None)  # see test_sanity.py
     for experiment, runs in studies.items():
         first = FIRST_SEED.get(experiment, 0)
-        seeds = range(first, first + (1 if experiment in ONE_SEED else 20))
+        seeds = range(first, first + 20)
         for label, lines in runs.items():
             assert {line["command"] for line in lines} == {EXPERIMENTS[experiment][label]}
             made = [line["seed"] for line in lines]
