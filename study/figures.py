@@ -36,7 +36,7 @@ COLORS = {
     "id-up": "#7F6000",
     "did": "#009E73",
     "od": "#6A3D9A",
-    "track": "#D55E00",
+    "track": "#882255",
     "adaptive-bonus": "#0072B2",
     "entropic": "#009E73",
     "entrocraft": "#E69F00",
