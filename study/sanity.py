@@ -4,8 +4,9 @@
     python -m study.sanity --only static id --seeds 1 --steps 20 --output runs/try    # to see that it works
 
 The start model solves each of the chosen problems of the built-in task sometimes: LOW to HIGH of SAMPLES responses are
-correct. A run trains on these alone, with the preset's settings. It passes if the model that it saves is nearly always
-correct on them. They are chosen once: after a change of the task remove sanity-problems.json and the results.
+correct. There are as many as one step's prompts, so that every step shows all of them. A run trains on these alone,
+with the preset's settings, for half of its steps. It passes if the model that it saves is nearly always correct on
+them. They are chosen once: after a change of the task remove sanity-problems.json and the results.
 """
 
 import argparse
@@ -87,13 +88,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="sanity", description=__doc__, formatter_class=raw)
     parser.add_argument("--only", nargs="+", choices=FLAGS, default=list(FLAGS), metavar="METHOD")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=cfg.total_steps, help="default: %(default)s")
+    parser.add_argument("--steps", type=int, default=cfg.total_steps // 2, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default="study/results", help="default: %(default)s")
     args = parser.parse_args(argv)
     data, results = args.output / "sanity-problems.json", args.output / "sanity.jsonl"
     if not data.exists():
         pool = load_problems("tiny")
-        chosen = solved_sometimes(pool, share_correct(tiny.ensure_model(), pool), 4 * cfg.prompts_per_step)
+        chosen = solved_sometimes(pool, share_correct(tiny.ensure_model(), pool), cfg.prompts_per_step)
         args.output.mkdir(parents=True, exist_ok=True)
         data.write_text(json.dumps(chosen))
     problems = json.loads(data.read_text())
