@@ -484,7 +484,13 @@ def explode_table(runs: Runs) -> str:
 def pretrained_table(name: str, runs: Runs) -> str:
     """A pretrained model: what each method did to entropy and to the share of correct responses."""
     against = dict.fromkeys((label for label in ordered(runs) if label != "static"), "static")
-    measures = [held, lambda line: late(line, "entropy") / line["h_init"], lambda line: late(line, "correct")]
+
+    def early(line: dict) -> float:  # the first half, in which ID promises a rise
+        curve = line["curves"]["entropy"]
+        return float(np.mean(curve[: len(curve) // 2])) / line["h_init"]
+
+    measures = [held, early, lambda line: max(line["curves"]["entropy"]) / line["h_init"]]
+    measures += [lambda line: late(line, "entropy") / line["h_init"], lambda line: late(line, "correct")]
     found = [tested(runs, against, measure) for measure in measures]
     rows = []
     for label in ordered(runs):
@@ -492,7 +498,8 @@ def pretrained_table(name: str, runs: Runs) -> str:
         for measure, minus in zip(measures, found):
             cells += [cell(runs[label], measure, 2), minus.get(label, "")]
         rows.append([*cells, *clip_cells(runs[label], "high"), *clip_cells(runs[label], "low")])
-    head = ["method", "seeds", "mean H / first H", "− GRPO", "late H / first H", "− GRPO", "late correct", "− GRPO"]
+    what = ("mean H / first H", "in the first half", "highest H / first H", "late H / first H", "late correct")
+    head = ["method", "seeds", *(text for measured in what for text in (measured, "− GRPO"))]
     head += ["clipped above, %", "their p", "in E2, %", "below, %", "their p", "in E4, %"]
     note = f"Late: the mean over the last quarter of the steps. {comparisons(runs, against)}"
     return table(f"{name}: {PRETRAINED[name]}", head, rows, note)
@@ -503,7 +510,7 @@ def write(studies: dict[str, Runs], path: Path) -> None:
     tables = [sources_table(studies), readme_table(studies)]
     tables += [buys_table(name, studies[name]) for name in (*names, "linear-sound") if name in studies]
     tables += [works_table(name, studies[name]) for name in names]
-    tables += [target_table(name, studies[name]) for name in names]
+    tables += [target_table(name, studies[name]) for name in (*names, *PRETRAINED) if name in studies]
     tables += [width_table(name, studies[name]) for name in names]
     tables += [controls_table(name, studies[name]) for name in names]
     tables += [shape_table(studies)] if "tiny" in studies else []

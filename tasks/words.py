@@ -6,7 +6,7 @@ r"""A pretrained language model on a rule with many right answers and free token
         --mini-batches 4 --epochs 1 --lr 1e-4
 
 Prompt: The river. Response: eight tokens, right if two different words side by side begin with the same letter, as
-"gently glides". The model starts with a quarter of them right and an entropy of 3.8 nats. As in the paper's runs, and
+"gently glides". The model starts with three in ten right and an entropy of 3.7 nats. As in the paper's runs, and
 unlike in tasks/tiny.py, nothing was trained for the task, and nearly all of a large vocabulary is rare.
 
 The control is --reward tasks.words:coin, which tosses a coin for each response. It teaches nothing, so only chance and

@@ -47,7 +47,7 @@ def test_the_coin_is_fair_and_knows_nothing_of_the_response():
 def test_the_same_batch_gets_the_same_tosses_and_another_one_others():
     responses = [f" word {i}" for i in range(200)]
     assert words.coin([""] * 200, responses) == words.coin([""] * 200, responses)
-    assert words.coin([""] * 200, responses) != words.coin([""] * 200, [*responses[:-1], " another"])[:200]
+    assert words.coin([""] * 200, responses) != words.coin([""] * 200, [*responses[:-1], " another"])
 
 
 def test_any_model_can_be_trained_on_it(tmp_path):
